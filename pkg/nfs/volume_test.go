@@ -1,0 +1,90 @@
+package nfs_test
+
+import (
+	"io/fs"
+	"strings"
+	"testing"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+)
+
+func TestRecordID(t *testing.T) {
+	for name, want := range map[string]string{
+		"pvc-5a9f5b1c-63bb-4bd5-a3f5-1d2c3b4a5f6e": "pvc-5a9f5b1c-63bb-4bd5-a3f5-1d2c3b4a5f6e",
+		"a.b":                   "a.b",
+		"":                      "x-",
+		".":                     "x-",
+		"..":                    "x-",
+		"a/b":                   "x-",
+		"Upper":                 "x-",
+		"x-plain":               "x-",
+		"trailing.":             "x-",
+		"ünïcode":               "x-",
+		strings.Repeat("a", 63): strings.Repeat("a", 63),
+		strings.Repeat("a", 64): "x-",
+	} {
+		got := nfs.RecordID(name)
+		if want == "x-" && (!strings.HasPrefix(got, "x-") || len(got) != 34) || want != "x-" && got != want {
+			t.Errorf("RecordID(%q) = %q, want %q", name, got, want)
+		}
+		if err := nfs.CheckRecordID(got); err != nil {
+			t.Errorf("RecordID(%q): %v", name, err)
+		}
+	}
+	for _, id := range []string{"", ".", "..", "a/b", "x-", "x-0123456789ABCDEF0123456789abcdef", "x-0123", "a\x00"} {
+		if err := nfs.CheckRecordID(id); err == nil {
+			t.Errorf("CheckRecordID(%q) accepted it", id)
+		}
+	}
+}
+
+func TestIncompatible(t *testing.T) {
+	one, two := uint32(1), uint32(2)
+	spec := nfs.VolumeSpec{Name: "v", Dir: "d", MinBytes: 10, OnDelete: nfs.Delete, Mode: 0o755, UID: &one}
+	volume := nfs.Volume{Name: "v", Dir: "d", CapacityBytes: 10, OnDelete: nfs.Delete, Mode: 0o755, UID: &one}
+	for _, tc := range []struct {
+		name   string
+		change func(*nfs.VolumeSpec)
+		want   string
+	}{
+		{"same", func(*nfs.VolumeSpec) {}, ""},
+		{"smaller without limit", func(s *nfs.VolumeSpec) { s.MinBytes = 5 }, ""},
+		{"claim does not matter", func(s *nfs.VolumeSpec) { s.Claim.Name = "x" }, ""},
+		{"larger", func(s *nfs.VolumeSpec) { s.MinBytes = 11 }, "less than"},
+		{"limit below", func(s *nfs.VolumeSpec) { s.MinBytes, s.MaxBytes = 5, 9 }, "more than the limit"},
+		{"name", func(s *nfs.VolumeSpec) { s.Name = "w" }, "made for the name"},
+		{"dir", func(s *nfs.VolumeSpec) { s.Dir = "e" }, "directory"},
+		{"onDelete", func(s *nfs.VolumeSpec) { s.OnDelete = nfs.Retain }, "onDelete"},
+		{"mode", func(s *nfs.VolumeSpec) { s.Mode = 0o700 | fs.ModeSetgid }, "02700"},
+		{"uid", func(s *nfs.VolumeSpec) { s.UID = &two }, "uid"},
+		{"gid", func(s *nfs.VolumeSpec) { s.GID = &two }, "gid"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := spec
+			tc.change(&s)
+			got := volume.Incompatible(s)
+			if tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+				t.Errorf("got %q, want %q in it", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestUnixMode(t *testing.T) {
+	for u := range uint32(0o10000) {
+		if got := nfs.UnixMode(nfs.FileMode(u)); got != u {
+			t.Fatalf("mode %#o became %#o", u, got)
+		}
+	}
+}
+
+func TestParseOnDelete(t *testing.T) {
+	for in, want := range map[string]nfs.OnDelete{"": nfs.Delete, "Delete": nfs.Delete, "retain": nfs.Retain, "ARCHIVE": nfs.Archive} {
+		if got, err := nfs.ParseOnDelete(in); err != nil || got != want {
+			t.Errorf("ParseOnDelete(%q) = %q, %v", in, got, err)
+		}
+	}
+	if _, err := nfs.ParseOnDelete("destroy"); err == nil {
+		t.Error("destroy was accepted")
+	}
+}
