@@ -1,0 +1,41 @@
+// Command inguest takes the benchmark's measurements. It runs in a client guest
+// of the lab, where it first measures bare operations on a mount of the export,
+// then the same work done by the driver, and writes a report as JSON.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/nfs-csi/nfs-csi-driver/test/bench/report"
+)
+
+func main() {
+	var b bench
+	var out string
+	flag.StringVar(&b.binary, "driver", "", "path of the driver's binary")
+	flag.StringVar(&b.server, "server", "", "IPv4 address of the NFS server")
+	flag.StringVar(&b.share, "share", "", "exported path")
+	flag.StringVar(&b.client, "client", "", "IPv4 address of this guest")
+	flag.IntVar(&b.filled, "filled", 0, "number of directories filled-<n> on the share, full of files, that become volumes")
+	flag.StringVar(&out, "out", "", "file for the report")
+	flag.Parse()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	defer cancel()
+	if err := b.run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1) //nolint:gocritic // the context ends with the process
+	}
+	data, err := json.MarshalIndent(report.Report{Rows: b.rows}, "", "  ")
+	if err == nil {
+		err = os.WriteFile(out, append(data, '\n'), 0o644)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,69 @@
+// Package report is what the benchmark finds: one row for each bound.
+package report
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+)
+
+// Report is the content of out/bench.json.
+type Report struct {
+	Rows []Row `json:"rows"`
+}
+
+// Row is one figure beside the bare operation of the same run and its bound.
+type Row struct {
+	Name string `json:"name"`
+	// Bare and Driver are in Unit; Bare is 0 where the bound is absolute.
+	Bare   float64 `json:"bare,omitempty"`
+	Driver float64 `json:"driver"`
+	// Limit is the bound worked out in Unit, Bound is its rule in words.
+	Limit float64 `json:"limit"`
+	Unit  string  `json:"unit"`
+	Bound string  `json:"bound"`
+	// Ratio is Driver/Bare, 0 where Bare is.
+	Ratio float64 `json:"ratio,omitempty"`
+	OK    bool    `json:"ok"`
+}
+
+// NewRow judges a figure.
+func NewRow(name, unit string, bare, driver, limit float64, bound string) Row {
+	r := Row{Name: name, Unit: unit, Bare: bare, Driver: driver, Limit: limit, Bound: bound, OK: driver <= limit}
+	if bare > 0 {
+		r.Ratio = driver / bare
+	}
+	return r
+}
+
+// Missed returns the names of the rows that miss their bounds.
+func (r Report) Missed() []string {
+	var missed []string
+	for _, row := range r.Rows {
+		if !row.OK {
+			missed = append(missed, row.Name)
+		}
+	}
+	return missed
+}
+
+// Print writes the rows as a table.
+func (r Report) Print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "operation\tbare\tdriver\tratio\tlimit\tbound\t")
+	for _, row := range r.Rows {
+		bare, ratio, verdict := "-", "-", "ok"
+		if row.Bare > 0 {
+			bare, ratio = fmt.Sprintf("%.2f %s", row.Bare, row.Unit), fmt.Sprintf("%.2fx", row.Ratio)
+		}
+		if !row.OK {
+			verdict = "MISSED"
+		}
+		fmt.Fprintln(t, strings.Join([]string{
+			row.Name, bare, fmt.Sprintf("%.2f %s", row.Driver, row.Unit), ratio,
+			fmt.Sprintf("%.2f %s", row.Limit, row.Unit), row.Bound, verdict,
+		}, "\t"))
+	}
+	return t.Flush()
+}
