@@ -31,6 +31,9 @@ var (
 	// ErrUnavailable: the server is down or slow, the handle is stale, or the
 	// worker restarts; the same call may succeed later.
 	ErrUnavailable = errors.New("export unavailable")
+	// ErrStale: the server no longer knows the file handle behind a mount, as
+	// after the directory was removed and made again; mounting anew helps.
+	ErrStale = errors.New("stale file handle")
 	// ErrBadToken: a listing was continued with a token that no listing gave out.
 	ErrBadToken = errors.New("invalid list token")
 )
@@ -48,6 +51,7 @@ func Sentinels() map[string]error {
 		"full":         ErrFull,
 		"out-of-range": ErrOutOfRange,
 		"unavailable":  ErrUnavailable,
+		"stale":        ErrStale,
 		"bad-token":    ErrBadToken,
 	}
 }
