@@ -1,0 +1,109 @@
+# Every target works on a fresh clone: it fetches pinned tools through Go and
+# installs missing Debian packages, or says which to install.
+
+# The version is the last tag and what has come since; a tree without git has none.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+IMAGE   ?= nfs-csi/nfs-csi-driver:$(VERSION)
+# ARCH is the architecture to build for, as Go calls it: amd64, arm64, ...
+ARCH    ?= $(shell go env GOHOSTARCH)
+# ENGINE builds the image: docker, buildah, or none for no container engine at all.
+ENGINE  ?= $(shell if docker info >/dev/null 2>&1; then echo docker; elif command -v buildah >/dev/null; then echo buildah; else echo none; fi)
+
+# The steps of `make test`, in order.
+TEST_STEPS := fmt-check lint vet unit
+
+BINARY     := bin/nfs-csi-driver$(if $(filter-out $(shell go env GOHOSTARCH),$(ARCH)),-$(ARCH))
+TOOL       := go tool -modfile=hack/tools/go.mod
+LINT       := golangci-lint
+SCRIPTS    := .ci/run hack/need hack/steps hack/verify
+IMAGE_TOOL := go run -C hack/tools ./image
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+##@ Use
+
+.PHONY: build
+build: ## Build the static binary into bin/ (ARCH=arm64 for another architecture)
+	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) go build -trimpath -buildvcs=false \
+		-ldflags "-s -w -X main.version=$(VERSION)" -o $(BINARY) ./cmd/nfs-csi-driver
+
+.PHONY: image
+image: image-$(ENGINE) ## Build the container image into out/image.tar (ENGINE=docker|buildah|none)
+	$(IMAGE_TOOL) check $(CURDIR)/out/image.tar $(IMAGE)
+
+.PHONY: image-docker
+image-docker: | out
+	docker build --platform linux/$(ARCH) --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+	docker save --output out/image.tar $(IMAGE)
+
+.PHONY: image-buildah
+image-buildah: | out
+	buildah build --platform linux/$(ARCH) --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+	rm -f out/image.tar
+	buildah push $(IMAGE) docker-archive:out/image.tar:$(IMAGE)
+
+.PHONY: image-none
+image-none: build | out
+	$(IMAGE_TOOL) build -dockerfile $(CURDIR)/Dockerfile -binary $(CURDIR)/$(BINARY) \
+		-arch $(ARCH) -version $(VERSION) $(CURDIR)/out/image.tar $(IMAGE)
+
+##@ Test
+
+.PHONY: test
+test: ## Run every check and test, with one closing summary
+	@hack/steps $(TEST_STEPS)
+
+.PHONY: fmt-check
+fmt-check: ## Show what `make fmt` would change
+	@$(TOOL) $(LINT) fmt --diff
+
+.PHONY: lint
+lint: | out ## Run golangci-lint and shellcheck; results in out/lint.xml
+	@hack/need shellcheck
+	@shellcheck $(SCRIPTS)
+	@$(TOOL) $(LINT) run --output.text.path=stdout --output.junit-xml.path=out/lint.xml ./...
+	@cd hack/tools && go tool $(LINT) run --config=../../.golangci.yaml ./...
+
+.PHONY: vet
+vet: ## Run go vet
+	@go vet ./...
+
+.PHONY: unit
+unit: | out ## Run the Go tests with the race detector; results in out/unit.xml and out/unit.json
+	@hack/need gcc /usr/include/stdlib.h:libc6-dev
+	@cd hack/tools && go test ./...
+	@CGO_ENABLED=1 $(TOOL) gotestsum --format pkgname-and-test-fails --junitfile out/unit.xml \
+		--jsonfile out/unit.json -- -race ./... | tee out/unit.log
+	@tail -n 1 out/unit.log > out/unit.summary
+
+##@ Develop
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(TOOL) $(LINT) fmt
+
+.PHONY: generate
+generate: ## Regenerate what is generated from other files of this tree
+	@hack/need protoc:protobuf-compiler
+	go generate ./...
+	go mod tidy
+	cd hack/tools && go mod tidy
+
+.PHONY: verify
+verify: ## Run `make generate`; fail with the diff when that changed anything
+	@hack/verify $(MAKE) --no-print-directory generate
+
+.PHONY: clean
+clean: ## Remove bin/ and out/
+	rm -rf bin out
+
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+out:
+	@mkdir -p out
