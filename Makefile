@@ -30,7 +30,8 @@ build: ## Build the static binary into bin/ (ARCH=arm64 for another architecture
 		-ldflags "-s -w -X main.version=$(VERSION)" -o $(BINARY) ./cmd/nfs-csi-driver
 
 .PHONY: image
-image: image-$(ENGINE) ## Build the container image into out/image.tar (ENGINE=docker|buildah|none)
+image: ## Build the container image into out/image.tar (ENGINE=docker|buildah|none)
+	@$(MAKE) --no-print-directory image-$(ENGINE)
 	$(IMAGE_TOOL) check $(CURDIR)/out/image.tar $(IMAGE)
 
 .PHONY: image-docker
@@ -53,7 +54,7 @@ image-none: build | out
 
 .PHONY: test
 test: ## Run every check and test, with one closing summary
-	@hack/steps $(TEST_STEPS)
+	@MAKE="$(MAKE)" hack/steps $(TEST_STEPS)
 
 .PHONY: fmt-check
 fmt-check: ## Show what `make fmt` would change
@@ -74,9 +75,9 @@ vet: ## Run go vet
 unit: | out ## Run the Go tests with the race detector; results in out/unit.xml and out/unit.json
 	@hack/need gcc /usr/include/stdlib.h:libc6-dev
 	@cd hack/tools && go test ./...
-	@CGO_ENABLED=1 $(TOOL) gotestsum --format pkgname-and-test-fails --junitfile out/unit.xml \
-		--jsonfile out/unit.json -- -race ./... | tee out/unit.log
-	@tail -n 1 out/unit.log > out/unit.summary
+	@status=0; CGO_ENABLED=1 $(TOOL) gotestsum --format pkgname-and-test-fails --junitfile out/unit.xml \
+		--jsonfile out/unit.json -- -race ./... | tee out/unit.log || status=$$?; \
+		tail -n 1 out/unit.log > out/unit.summary; exit $$status
 
 ##@ Develop
 
