@@ -172,6 +172,8 @@ func explain(op, subject string, versions []string, call *callError, privileged 
 	case unix.ENOENT, unix.ENOTDIR:
 		e.Kind, e.Reason = nfs.ErrNoExport, "the server has no such directory for this client"
 		e.Hint = "check that the share is spelled as in /etc/exports, that it lists this client, and that the directory exists"
+	case unix.ESTALE:
+		e.Kind, e.Reason = nfs.ErrStale, "the directory was removed on the server meanwhile"
 	case unix.ENODEV:
 		e.Reason = "the kernel has no NFS client"
 		e.Hint = "run `modprobe nfs` on the node, or install the kernel's NFS modules"
@@ -186,8 +188,8 @@ func explain(op, subject string, versions []string, call *callError, privileged 
 		e.Hint = "choose one that both have with the mount option vers="
 	case unix.ECONNREFUSED, unix.ETIMEDOUT, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN,
 		unix.ENETDOWN, unix.ECONNRESET, unix.ECONNABORTED, unix.EADDRNOTAVAIL, unix.EADDRINUSE,
-		unix.EAFNOSUPPORT, unix.EPIPE, unix.ENOTCONN, unix.EIO, unix.ESTALE, unix.EAGAIN,
-		unix.EINTR, unix.EREMOTEIO, unix.EPROTO:
+		unix.EAFNOSUPPORT, unix.EPIPE, unix.ENOTCONN, unix.EIO, unix.EAGAIN, unix.EINTR,
+		unix.EREMOTEIO, unix.EPROTO:
 		e.Kind, e.Reason = nfs.ErrUnavailable, "the server does not answer as it should"
 		e.Hint = "check that the server runs and that nothing between it and this node blocks NFS"
 		if len(versions) == 1 && versions[0] == "3" && call.errno == unix.ECONNREFUSED {
@@ -218,10 +220,12 @@ func local(op, subject string, err error) *Error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP),
 		errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENAMETOOLONG):
 		e.Kind = nfs.ErrInvalid
-	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EIO), errors.Is(err, unix.ETIMEDOUT),
+	case errors.Is(err, unix.ESTALE):
+		e.Kind, e.Hint = nfs.ErrStale, "the directory behind it was removed on the server; mount it anew"
+	case errors.Is(err, unix.EIO), errors.Is(err, unix.ETIMEDOUT),
 		errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOTCONN):
 		e.Kind = nfs.ErrUnavailable
-		e.Hint = "the NFS server behind it does not answer, or the directory was removed there"
+		e.Hint = "the NFS server behind it does not answer"
 	case errors.Is(err, unix.EACCES):
 		e.Kind = nfs.ErrPermission
 	}
