@@ -3,8 +3,8 @@
 //
 //	csicall unix:///csi/csi.sock Controller/CreateVolume '{"name":"pvc-1"}'
 //
-// Request and response are JSON. It exits with 1 and the gRPC code and message
-// on standard error when the driver refuses the call.
+// Request and response are JSON. When the driver refuses the call, the message
+// is on standard error and the exit code is 100 plus the gRPC code.
 package main
 
 import (
@@ -36,8 +36,8 @@ func main() {
 	defer stop()
 	response, err := call(ctx, os.Args[1], os.Args[2], os.Args[3])
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %s\n", status.Code(err), status.Convert(err).Message())
-		os.Exit(1) //nolint:gocritic // stop only frees the signal handler
+		fmt.Fprintln(os.Stderr, status.Convert(err).Message())
+		os.Exit(100 + int(status.Code(err))) //nolint:gocritic // stop only frees the signal handler
 	}
 	fmt.Println(response)
 }

@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -59,7 +62,8 @@ func (b *Bed) StartDriver(ctx context.Context, guest *lab.Guest, role string, ar
 	return d, nil
 }
 
-// Call makes a CSI call, method being "Service/Method".
+// Call makes a CSI call, method being "Service/Method". What the driver refuses
+// is a gRPC status error.
 func (d *Driver) Call(ctx context.Context, method string, request, response proto.Message) error {
 	in, err := protojson.Marshal(request)
 	if err != nil {
@@ -71,13 +75,27 @@ func (d *Driver) Call(ctx context.Context, method string, request, response prot
 		Stdout: &stdout,
 		Stderr: &stderr,
 	})
+	var exit *lab.ExitError
+	if errors.As(err, &exit) && exit.Code > 100 && exit.Signal == 0 {
+		return status.Error(codes.Code(exit.Code-100), strings.TrimSpace(stderr.String()))
+	}
 	if err != nil {
-		if text := strings.TrimSpace(stderr.String()); text != "" {
-			return fmt.Errorf("%s: %s", method, text)
-		}
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	return protojson.Unmarshal([]byte(stdout.String()), response)
+}
+
+// Kill ends the process with SIGKILL.
+func (d *Driver) Kill(ctx context.Context) error {
+	defer d.log.Close()
+	if err := d.process.Signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	var exit *lab.ExitError
+	if err := d.process.Wait(ctx); !errors.As(err, &exit) || exit.Signal != syscall.SIGKILL {
+		return fmt.Errorf("killed, the driver ended otherwise: %w", err)
+	}
+	return nil
 }
 
 // Stop ends the process as its manager would, and fails unless it ends well.

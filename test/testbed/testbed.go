@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -34,10 +35,10 @@ type Bed struct {
 	*lab.Lab
 	Server  *lab.Server
 	Clients []*lab.Guest
-	bin     string
 }
 
 const (
+	binDir        = "bin"
 	driverPackage = "./cmd/nfs-csi-driver"
 	callPackage   = "./test/csicall"
 )
@@ -47,30 +48,29 @@ func Start(ctx context.Context, o Options) (_ *Bed, err error) {
 	if o.Log == nil {
 		o.Log = io.Discard
 	}
-	bin, err := filepath.Abs("bin/lab")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return nil, err
-	}
-	for _, p := range append([]string{driverPackage, callPackage}, o.Programs...) {
-		fmt.Fprintf(o.Log, "building %s\n", p)
-		if err := lab.GoBuild(ctx, filepath.Join(bin, filepath.Base(p)), p); err != nil {
-			return nil, fmt.Errorf("build %s: %w", p, err)
-		}
-	}
 	l, err := lab.Start(ctx, lab.Options{Name: o.Name, Log: o.Log})
 	if err != nil {
 		return nil, err
 	}
-	b := &Bed{Lab: l, bin: bin, Clients: make([]*lab.Guest, o.Clients)}
+	b := &Bed{Lab: l, Clients: make([]*lab.Guest, o.Clients)}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.Close())
+			err = errors.Join(err, b.Close())
 		}
 	}()
+	if err := os.Mkdir(b.bin(), 0o755); err != nil {
+		return nil, err
+	}
 	boot, bootCtx := errgroup.WithContext(ctx)
+	boot.Go(func() error {
+		for _, p := range append([]string{driverPackage, callPackage}, o.Programs...) {
+			fmt.Fprintf(o.Log, "building %s\n", p)
+			if err := lab.GoBuild(bootCtx, filepath.Join(b.bin(), filepath.Base(p)), p); err != nil {
+				return fmt.Errorf("build %s: %w", p, err)
+			}
+		}
+		return nil
+	})
 	boot.Go(func() (err error) {
 		b.Server, err = l.StartServer(bootCtx, lab.ServerSpec{Exports: o.Exports, MemoryMB: 2048})
 		return err
@@ -89,6 +89,12 @@ func Start(ctx context.Context, o Options) (_ *Bed, err error) {
 
 // Path returns where guests find a program of Options.Programs, by the last
 // element of its package's path.
-func (b *Bed) Path(program string) string {
-	return lab.GuestPath(filepath.Join(b.bin, program))
+func (b *Bed) Path(program string) string { return path.Join("/out", binDir, program) }
+
+// Close ends the lab and removes the programs; logs stay.
+func (b *Bed) Close() error {
+	return errors.Join(b.Lab.Close(), os.RemoveAll(b.bin()))
 }
+
+// bin is where the programs are on this host: in the directory that guests see as /out.
+func (b *Bed) bin() string { return filepath.Join(b.OutDir(), binDir) }
