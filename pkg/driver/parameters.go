@@ -1,0 +1,255 @@
+package driver
+
+import (
+	"fmt"
+	"io/fs"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+)
+
+// The parameters of a StorageClass, as users write them.
+const (
+	paramServer           = "server"
+	paramShare            = "share"
+	paramSubDir           = "subDir"
+	paramOnDelete         = "onDelete"
+	paramMountPermissions = "mountPermissions"
+	paramUID              = "uid"
+	paramGID              = "gid"
+)
+
+// sidecarPrefix begins the keys that belong to the Kubernetes sidecars, such as
+// those that external-provisioner adds with --extra-create-metadata.
+const sidecarPrefix = "csi.storage.k8s.io/"
+
+const (
+	sidecarPVCName      = sidecarPrefix + "pvc/name"
+	sidecarPVCNamespace = sidecarPrefix + "pvc/namespace"
+	sidecarPVName       = sidecarPrefix + "pv/name"
+)
+
+// parameters are the parameters of one CreateVolume, read and checked as far as
+// that is possible without the name of the volume.
+type parameters struct {
+	server, share string
+	subDir        string
+	onDelete      nfs.OnDelete
+	mode          fs.FileMode
+	uid, gid      *uint32
+	values        nfs.SubDirValues
+}
+
+// parseParameters reads the parameters of a StorageClass. Keys are
+// case-insensitive. It fails with nfs.ErrInvalid on keys that it does not know
+// and names the nearest one that it does, so that a typing error never means a
+// silent default.
+func parseParameters(raw map[string]string) (parameters, error) {
+	p := parameters{onDelete: nfs.Delete, mode: nfs.DefaultMode}
+	folded, err := foldKeys(raw)
+	if err != nil {
+		return p, err
+	}
+	for _, key := range slices.Sorted(maps.Keys(folded)) {
+		value := folded[key]
+		var err error
+		switch key {
+		case paramServer:
+			p.server = value
+		case paramShare:
+			p.share = value
+		case strings.ToLower(paramSubDir):
+			p.subDir = value
+		case strings.ToLower(paramOnDelete):
+			p.onDelete, err = nfs.ParseOnDelete(value)
+		case strings.ToLower(paramMountPermissions):
+			p.mode, err = parseMode(value)
+		case paramUID:
+			p.uid, err = parseID(paramUID, value)
+		case paramGID:
+			p.gid, err = parseID(paramGID, value)
+		case sidecarPVCName:
+			p.values.PVCName = value
+		case sidecarPVCNamespace:
+			p.values.PVCNamespace = value
+		case sidecarPVName:
+			p.values.PVName = value
+		default:
+			if !strings.HasPrefix(key, sidecarPrefix) {
+				err = unknownParameter(key)
+			}
+		}
+		if err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+// export returns the export that the parameters name, with the mount flags of
+// the request as its options.
+func (p parameters) export(mountFlags []string) (nfs.Export, error) {
+	if p.server == "" {
+		return nfs.Export{}, invalidf("parameter %q is missing: it names the NFS server", paramServer)
+	}
+	if p.share == "" {
+		return nfs.Export{}, invalidf("parameter %q is missing: it names the path that the server exports", paramShare)
+	}
+	return nfs.NewExport(p.server, p.share, mountFlags)
+}
+
+// spec returns what the volume of that name is to be.
+func (p parameters) spec(name string) (nfs.VolumeSpec, error) {
+	values := p.values
+	if values.PVName == "" {
+		values.PVName = name
+		// The specification allows names that no directory can have; only a
+		// name that Kubernetes gave must be what the user reads in subDir.
+		if _, err := nfs.ExpandSubDir("", values); err != nil {
+			values.PVName = nfs.RecordID(name)
+		}
+	}
+	dir, err := nfs.ExpandSubDir(p.subDir, values)
+	if err != nil {
+		return nfs.VolumeSpec{}, err
+	}
+	return nfs.VolumeSpec{
+		Name:     name,
+		Dir:      dir,
+		OnDelete: p.onDelete,
+		Mode:     p.mode,
+		UID:      p.uid,
+		GID:      p.gid,
+		Claim:    nfs.Claim{Namespace: values.PVCNamespace, Name: values.PVCName},
+	}, nil
+}
+
+// foldKeys returns the map with lower-case keys; two keys that differ only by
+// case are an error, since there is no saying which of them was meant.
+func foldKeys(raw map[string]string) (map[string]string, error) {
+	folded := make(map[string]string, len(raw))
+	for _, key := range slices.Sorted(maps.Keys(raw)) {
+		lower := strings.ToLower(key)
+		if _, ok := folded[lower]; ok {
+			return nil, invalidf("parameter %q is given more than once, in different case", key)
+		}
+		folded[lower] = raw[key]
+	}
+	return folded, nil
+}
+
+// parseMode reads octal permissions; "" and "0" mean the default, as they do
+// for users of csi-driver-nfs.
+func parseMode(s string) (fs.FileMode, error) {
+	if s == "" {
+		return nfs.DefaultMode, nil
+	}
+	n, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || n > 0o7777 {
+		return 0, invalidf("%s %q is not an octal mode between 0 and 7777", paramMountPermissions, s)
+	}
+	if n == 0 {
+		return nfs.DefaultMode, nil
+	}
+	return nfs.FileMode(uint32(n)), nil
+}
+
+// parseID reads a numeric user or group id. The highest number is (uid_t)-1,
+// which chown(2) takes for "leave it".
+func parseID(param, s string) (*uint32, error) {
+	if s == "" {
+		return nil, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || n == math.MaxUint32 {
+		return nil, invalidf("%s %q is not a number between 0 and %d", param, s, uint32(math.MaxUint32-1))
+	}
+	id := uint32(n)
+	return &id, nil
+}
+
+func unknownParameter(key string) error {
+	known := []string{paramServer, paramShare, paramSubDir, paramOnDelete, paramMountPermissions, paramUID, paramGID}
+	nearest := slices.MinFunc(known, func(a, b string) int {
+		return editDistance(key, strings.ToLower(a)) - editDistance(key, strings.ToLower(b))
+	})
+	return invalidf("unknown parameter %q: the nearest known one is %q; known are %s", key, nearest, strings.Join(known, ", "))
+}
+
+// editDistance is the Levenshtein distance in bytes.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			substitute := diagonal
+			if a[i] != b[j] {
+				substitute++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(row[j+1]+1, row[j]+1, substitute)
+		}
+	}
+	return row[len(b)]
+}
+
+// volumeLocation is where the data of a volume is.
+type volumeLocation struct {
+	export nfs.Export
+	// dir is relative to the share; empty for a static volume that is a whole share.
+	dir string
+}
+
+func (l volumeLocation) String() string {
+	if l.dir == "" {
+		return l.export.String()
+	}
+	return fmt.Sprintf("%s, directory %q", l.export, l.dir)
+}
+
+// locateVolume finds the volume by its context: that of CreateVolume, or the
+// volumeAttributes of a PersistentVolume written by hand. Keys are
+// case-insensitive and others than server, share and subDir are ignored. The
+// handles of csi-driver-nfs name the directory themselves, so their context
+// may be missing.
+func locateVolume(volumeID string, volumeContext map[string]string, mountFlags []string) (volumeLocation, error) {
+	attributes, err := foldKeys(volumeContext)
+	if err != nil {
+		return volumeLocation{}, fmt.Errorf("volume context of %q: %w", volumeID, err)
+	}
+	server, share := attributes[paramServer], attributes[paramShare]
+	subDir := strings.Trim(attributes[strings.ToLower(paramSubDir)], "/")
+	if server == "" && share == "" {
+		h, err := nfs.ParseHandle(volumeID)
+		if err == nil && h.Legacy() {
+			server, share, subDir = h.Export.Server, h.Export.Share, h.Dir
+		}
+	}
+	if server == "" || share == "" {
+		return volumeLocation{}, invalidf("volume %q: its context must name %q and %q; a PersistentVolume has them in spec.csi.volumeAttributes",
+			volumeID, paramServer, paramShare)
+	}
+	export, err := nfs.NewExport(server, share, mountFlags)
+	if err != nil {
+		return volumeLocation{}, fmt.Errorf("volume %q: %w", volumeID, err)
+	}
+	if subDir != "" {
+		if err := nfs.CheckSubDir(subDir); err != nil {
+			return volumeLocation{}, fmt.Errorf("volume %q: %w", volumeID, err)
+		}
+	}
+	return volumeLocation{export: export, dir: subDir}, nil
+}
+
+// volumeContext is what locateVolume needs to find the volume again.
+func volumeContext(export nfs.Export, dir string) map[string]string {
+	return map[string]string{paramServer: export.Server, paramShare: export.Share, paramSubDir: dir}
+}
