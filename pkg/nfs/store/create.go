@@ -1,0 +1,454 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+)
+
+// CreateVolume makes the volume, or returns the existing one when it answers the
+// same request. On any definite failure it leaves nothing behind. Errors:
+// ErrInvalid; ErrConflict when the name or the directory is another volume's;
+// ErrForeign when the directory exists without a record, the record is another
+// instance's, or the directory of the recorded volume is missing; ErrBusy when
+// the same volume is being made or deleted elsewhere at this moment; ErrFull,
+// ErrPermission, ErrUnavailable, ErrStale.
+func (s *Store) CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volume, error) {
+	if err := checkSpec(spec); err != nil {
+		return nfs.Volume{}, err
+	}
+	l, err := s.ensureLayout(ctx)
+	if err != nil {
+		return nfs.Volume{}, fmt.Errorf("prepare the directory %q: %w", ownDir, err)
+	}
+	c := &creation{s: s, l: l, spec: spec, id: nfs.RecordID(spec.Name), base: path.Base(spec.Dir)}
+	defer func() { c.parent.close() }()
+	v, err := c.run(ctx)
+	s.reopenAfter(l, err)
+	if err != nil {
+		return nfs.Volume{}, fmt.Errorf("create volume %q in directory %q: %w", spec.Name, spec.Dir, err)
+	}
+	return v, nil
+}
+
+func checkSpec(spec nfs.VolumeSpec) error {
+	if err := nfs.CheckSubDir(spec.Dir); err != nil {
+		return err
+	}
+	onDelete, err := nfs.ParseOnDelete(string(spec.OnDelete))
+	switch {
+	case err != nil:
+		return err
+	case onDelete != spec.OnDelete:
+		return fmt.Errorf("%w: onDelete is %q", nfs.ErrInvalid, spec.OnDelete)
+	case spec.Name == "" || !utf8.ValidString(spec.Name):
+		return fmt.Errorf("%w: the volume's name %q is empty or not valid UTF-8", nfs.ErrInvalid, spec.Name)
+	case spec.MinBytes < 0 || spec.MaxBytes < 0 || spec.MaxBytes > 0 && spec.MaxBytes < spec.MinBytes:
+		return fmt.Errorf("%w: %d to %d bytes is no range of capacities", nfs.ErrInvalid, spec.MinBytes, spec.MaxBytes)
+	case spec.Mode&^(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) != 0:
+		return fmt.Errorf("%w: mode %v has more than permission, set-id and sticky bits", nfs.ErrInvalid, spec.Mode)
+	}
+	return nil
+}
+
+// creation is one run of CreateVolume, and what it has made so far.
+type creation struct {
+	s    *Store
+	l    *layout
+	spec nfs.VolumeSpec
+	id   string
+	base string // last element of spec.Dir
+
+	parent      *dir
+	newParents  int  // innermost parents that it made
+	claimed     bool // the claim is of this volume
+	newClaim    bool // and was made by this run
+	ownsDir     bool // the directory is this volume's
+	newDir      bool // and was made by this run
+	record      *record
+	recordFound *record // another run's record of this volume
+}
+
+func (c *creation) run(ctx context.Context) (nfs.Volume, error) {
+	existing, err := c.l.record(ctx, c.id)
+	if err != nil {
+		return nfs.Volume{}, err
+	}
+	if existing != nil {
+		return c.answer(ctx, existing)
+	}
+	err = c.build(ctx)
+	switch {
+	case err != nil:
+		return nfs.Volume{}, c.undo(ctx, err)
+	case c.recordFound == nil:
+		return c.record.volume(), nil
+	}
+	v, err := c.answer(ctx, c.recordFound)
+	if err != nil {
+		return nfs.Volume{}, c.undo(ctx, err)
+	}
+	return v, nil
+}
+
+// answer returns the volume of an existing record if it is what is asked for and
+// its directory is where it should be.
+func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
+	if err := c.s.opts.checkOwner(r); err != nil {
+		return nfs.Volume{}, err
+	}
+	if why := r.volume().Incompatible(c.spec); why != "" {
+		return nfs.Volume{}, fmt.Errorf("%w: a volume of that name exists, but %s", nfs.ErrConflict, why)
+	}
+	if err := c.reclaim(ctx); err != nil {
+		return nfs.Volume{}, err
+	}
+	err := c.findDir(ctx, lookForSure)
+	if err == nil {
+		return r.volume(), nil
+	}
+	if !isAbsent(err) {
+		return nfs.Volume{}, err
+	}
+	// A volume that is being deleted loses its directory before its record.
+	now, err := c.l.recordForSure(ctx, c.id)
+	switch {
+	case err != nil:
+		return nfs.Volume{}, err
+	case now == nil || now.ino != r.ino:
+		return nfs.Volume{}, fmt.Errorf("%w: the volume is being deleted", nfs.ErrBusy)
+	}
+	return nfs.Volume{}, fmt.Errorf("%w: the directory is missing though the volume has a record, so its data may be lost: bring the directory back, or delete the volume", nfs.ErrForeign)
+}
+
+// reclaim puts back the claim of a recorded volume, should it be missing.
+func (c *creation) reclaim(ctx context.Context) error {
+	owner, err := c.l.claimant(ctx, c.spec.Dir)
+	if err == nil && owner == "" {
+		if err = c.l.dirs.symlink(ctx, c.id, claimName(c.spec.Dir)); err == nil {
+			return nil
+		}
+		if isTaken(err) {
+			owner, err = c.l.claimant(ctx, c.spec.Dir)
+		}
+	}
+	if err == nil && owner != c.id {
+		err = c.taken(ctx, c.spec.Dir, owner)
+	}
+	return err
+}
+
+// findDir fails with ENOENT when the directory is not there.
+func (c *creation) findDir(ctx context.Context, how walkMode) error {
+	d, _, err := c.s.walk(ctx, c.spec.Dir, how)
+	if err != nil {
+		return err
+	}
+	d.close()
+	return nil
+}
+
+// taken is the error for a directory that another volume claims.
+func (c *creation) taken(ctx context.Context, dir, owner string) error {
+	what := fmt.Sprintf("the directory %q belongs to the volume with id %q", dir, owner)
+	if nfs.CheckRecordID(owner) == nil {
+		if r, err := c.l.recordForSure(ctx, owner); err == nil && r != nil && r.Name != owner {
+			what = fmt.Sprintf("the directory %q belongs to the volume %q with id %q", dir, r.Name, owner)
+		} else if err == nil && r == nil {
+			what += fmt.Sprintf(", whose creation has not finished: if nothing finishes it, remove %s", path.Join(c.l.dirs.path, claimName(dir)))
+		}
+	}
+	return fmt.Errorf("%w: %s", nfs.ErrConflict, what)
+}
+
+// checkAncestors refuses a volume inside a volume.
+func (c *creation) checkAncestors(ctx context.Context) error {
+	for p := parentOf(c.spec.Dir); p != ""; p = parentOf(p) {
+		owner, err := c.l.claimant(ctx, p)
+		if err != nil {
+			return err
+		}
+		if owner != "" {
+			return fmt.Errorf("a volume cannot lie inside another: %w", c.taken(ctx, p, owner))
+		}
+	}
+	return nil
+}
+
+// build makes the volume, step by step. It ends without an error with either its
+// own record in place, or another's in recordFound.
+func (c *creation) build(ctx context.Context) error {
+	if err := c.checkAncestors(ctx); err != nil {
+		return err
+	}
+	if err := c.claim(ctx); err != nil || c.recordFound != nil {
+		return err
+	}
+	if err := c.makeDir(ctx); err != nil || c.recordFound != nil {
+		return err
+	}
+	if nested := parentOf(c.spec.Dir) != ""; nested {
+		// An ancestor may have become a volume since: its claim came before its
+		// directory, and that before ours, so it is there to be seen by now.
+		if err := c.l.dirs.refresh(ctx); err != nil {
+			return err
+		}
+		if err := c.checkAncestors(ctx); err != nil {
+			return err
+		}
+	}
+	if err := setOwner(ctx, c.parent, c.base, c.spec); err != nil {
+		return err
+	}
+	r := newRecord(c.s.opts, c.spec, c.newParents)
+	data, err := encode(r)
+	if err != nil {
+		return err
+	}
+	err = c.l.publish(ctx, c.l.volumes, c.id+recordSuffix, data)
+	if isTaken(err) {
+		if c.recordFound, err = c.l.recordForSure(ctx, c.id); err == nil && c.recordFound == nil {
+			err = fmt.Errorf("%w: the volume was made and deleted meanwhile", nfs.ErrBusy)
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	c.record = r
+	if c.newClaim && c.newDir {
+		return nil
+	}
+	err = c.settle(ctx)
+	if errors.Is(err, nfs.ErrConflict) {
+		c.ownsDir = false
+		if undo := c.l.volumes.unlink(ctx, c.id+recordSuffix); undo != nil {
+			return fmt.Errorf("%w; and its record could not be removed: %v", err, undo)
+		}
+	}
+	return err
+}
+
+// claim makes sure that the directory is claimed for this volume and, unless it
+// was claimed before, that it does not exist.
+func (c *creation) claim(ctx context.Context) error {
+	// That it is missing need not be asked of the server: mkdir proves it.
+	err := c.findDir(ctx, look)
+	exists := err == nil
+	if isAbsent(err) {
+		if err = c.l.dirs.symlink(ctx, c.id, claimName(c.spec.Dir)); err == nil {
+			c.claimed, c.newClaim = true, true
+			return nil
+		}
+		if isTaken(err) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	owner, err := c.l.claimant(ctx, c.spec.Dir)
+	switch {
+	case err != nil:
+		return err
+	case owner == c.id:
+		c.claimed = true
+		return nil
+	case owner != "":
+		return c.taken(ctx, c.spec.Dir, owner)
+	case !exists:
+		return fmt.Errorf("%w: another claim of the directory came and went", nfs.ErrBusy)
+	}
+	if c.recordFound, err = c.l.recordForSure(ctx, c.id); err != nil || c.recordFound != nil {
+		return err
+	}
+	return c.foreign()
+}
+
+func (c *creation) foreign() error {
+	return fmt.Errorf("%w: the directory exists, and no record says that the driver made it: move it away, remove it, or choose another subDir", nfs.ErrForeign)
+}
+
+// makeDir makes the parents and the directory, or takes on the empty directory
+// that an earlier run with the same claim has left.
+func (c *creation) makeDir(ctx context.Context) error {
+	err := c.mkdir(ctx)
+	if err == nil {
+		c.ownsDir, c.newDir = true, true
+		return nil
+	}
+	if !isTaken(err) {
+		return err
+	}
+	if c.recordFound, err = c.l.recordForSure(ctx, c.id); err != nil || c.recordFound != nil {
+		return err
+	}
+	if c.newClaim {
+		return fmt.Errorf("%w: the directory appeared at this moment, by another create of the same volume or by someone else", nfs.ErrBusy)
+	}
+	d, err := c.parent.openDir(ctx, c.base)
+	if isAbsent(err) {
+		return fmt.Errorf("%w: another create of the same volume is being undone", nfs.ErrBusy)
+	}
+	if err != nil {
+		return notDirectory(err, c.spec.Dir)
+	}
+	defer d.close()
+	if err := d.list(ctx, func([]string) error { return c.foreign() }); err != nil {
+		return err
+	}
+	// Only now, with the directory seen, does the claim say whose it is.
+	if err := c.l.dirs.refresh(ctx); err != nil {
+		return err
+	}
+	owner, err := c.l.claimant(ctx, c.spec.Dir)
+	if err == nil && owner != c.id {
+		c.claimed = false
+		err = fmt.Errorf("%w: the directory is no longer claimed for this volume", nfs.ErrBusy)
+	}
+	c.ownsDir = err == nil
+	return err
+}
+
+func (c *creation) mkdir(ctx context.Context) (err error) {
+	mode := nfs.UnixMode(c.spec.Mode) & 0o777
+	// Opened for chown and chmod, it must be readable to us first.
+	mode |= 0o700
+	const tries = 10
+	for range tries {
+		c.parent.close()
+		if c.parent, c.newParents, err = c.s.walk(ctx, parentOf(c.spec.Dir), makeMissing); err == nil {
+			err = c.parent.mkdir(ctx, c.base, mode)
+		}
+		if !isAbsent(err) {
+			return err
+		}
+		// Another volume's delete has removed the parent, empty as it was.
+	}
+	return fmt.Errorf("%w: the parent directory was removed %d times while the volume was made: %v", nfs.ErrBusy, tries, err)
+}
+
+// setOwner gives a directory that was just made its owner and mode, where they
+// are not what is asked for already.
+func setOwner(ctx context.Context, parent *dir, base string, spec nfs.VolumeSpec) error {
+	st, err := parent.lstat(ctx, base)
+	if err != nil {
+		return err
+	}
+	uid, gid := -1, -1
+	if spec.UID != nil && *spec.UID != st.uid {
+		uid = int(*spec.UID)
+	}
+	if spec.GID != nil && *spec.GID != st.gid {
+		gid = int(*spec.GID)
+	}
+	mode := nfs.UnixMode(spec.Mode)
+	chown := uid != -1 || gid != -1
+	chmod := st.mode&0o7777 != mode || chown && mode&0o7000 != 0
+	if !chown && !chmod {
+		return nil
+	}
+	d, err := parent.openDir(ctx, base)
+	if err != nil {
+		return notDirectory(err, path.Join(parent.path, base))
+	}
+	defer d.close()
+	if chown {
+		if err := d.chown(ctx, uid, gid); err != nil {
+			return refusedOwner(err, fmt.Sprintf("the export does not let this client give the directory to uid %s, gid %s", idText(spec.UID), idText(spec.GID)))
+		}
+	}
+	if chmod {
+		if err := d.chmod(ctx, mode); err != nil {
+			return refusedOwner(err, fmt.Sprintf("the export does not let this client set the mode %s", formatMode(mode)))
+		}
+	}
+	return nil
+}
+
+func refusedOwner(err error, what string) error {
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	return fmt.Errorf("%s, most likely because it is exported with root_squash: export it with no_root_squash, or leave out uid, gid and mountPermissions: %w", what, err)
+}
+
+func idText(id *uint32) string {
+	if id == nil {
+		return "unchanged"
+	}
+	return fmt.Sprint(*id)
+}
+
+// settle makes good what another run for the same volume, which failed where
+// this one did not, may have undone beneath it: the claim, and the directory
+// while it was empty. Only a run that made both itself has no need of it.
+func (c *creation) settle(ctx context.Context) error {
+	if err := c.l.dirs.refresh(ctx); err != nil {
+		return err
+	}
+	if err := c.reclaim(ctx); err != nil {
+		return err
+	}
+	err := c.findDir(ctx, lookForSure)
+	if !isAbsent(err) {
+		return err
+	}
+	if err := c.mkdir(ctx); err != nil && !isTaken(err) {
+		return err
+	}
+	return setOwner(ctx, c.parent, c.base, c.spec)
+}
+
+// undo removes what the run has made after it failed for good, in reverse order.
+// After a failure that may be of the server or of time, everything stays for the
+// retry to go on with, since another run may be at work on the same volume.
+func (c *creation) undo(ctx context.Context, cause error) error {
+	if ctx.Err() != nil || errors.Is(cause, nfs.ErrUnavailable) || errors.Is(cause, nfs.ErrStale) {
+		return cause
+	}
+	if err := c.remove(ctx); err != nil {
+		return fmt.Errorf("%w; and what was made so far could not be removed: %v", cause, err)
+	}
+	return cause
+}
+
+func (c *creation) remove(ctx context.Context) error {
+	if !c.claimed {
+		return nil
+	}
+	r, err := c.l.recordForSure(ctx, c.id)
+	if err != nil || r != nil && r.Dir == c.spec.Dir {
+		return err
+	}
+	if c.ownsDir {
+		switch err := c.parent.rmdir(ctx, c.base); {
+		case isNotEmpty(err):
+			// The claim stays too: it is what says whose the directory is.
+			klog.FromContext(ctx).Info("The directory of a volume that could not be made is not empty and stays", "volume", c.spec.Name, "dir", c.spec.Dir)
+			return nil
+		case err != nil && !isAbsent(err):
+			return err
+		}
+	}
+	if err := c.s.removeParents(ctx, c.spec.Dir, c.newParents); err != nil {
+		return err
+	}
+	if err := c.l.unclaim(ctx, c.spec.Dir, c.id); err != nil {
+		return err
+	}
+	// A run that succeeded at the very same time must not lose what it relied on.
+	r, err = c.l.recordForSure(ctx, c.id)
+	if err != nil || r == nil || r.Dir != c.spec.Dir {
+		return err
+	}
+	return c.settle(ctx)
+}

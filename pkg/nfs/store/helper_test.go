@@ -1,0 +1,238 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+)
+
+func TestMain(m *testing.M) {
+	if childMain() {
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+var testOptions = Options{DriverName: "csi.test", InstanceID: "one", purgeGrace: -1}
+
+// openStore opens a store on dir for the length of the test.
+func openStore(t testing.TB, dir string, change ...func(*Options)) *Store {
+	t.Helper()
+	opts := testOptions
+	for _, c := range change {
+		c(&opts)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), root, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		if err := root.Close(); err != nil {
+			t.Errorf("close the root: %v", err)
+		}
+	})
+	return s
+}
+
+// openError opens a store that must not open.
+func openError(t *testing.T, dir string, opts Options) error {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	s, err := Open(t.Context(), root, opts)
+	if err == nil {
+		s.Close()
+		t.Fatal("the store opened")
+	}
+	return err
+}
+
+func volumeSpec(name, dir string) nfs.VolumeSpec {
+	return nfs.VolumeSpec{Name: name, Dir: dir, MinBytes: 1 << 30, OnDelete: nfs.Delete, Mode: nfs.DefaultMode,
+		Claim: nfs.Claim{Namespace: "ns", Name: "pvc"}}
+}
+
+func with(spec nfs.VolumeSpec, change func(*nfs.VolumeSpec)) nfs.VolumeSpec {
+	change(&spec)
+	return spec
+}
+
+func create(t testing.TB, s *Store, spec nfs.VolumeSpec) nfs.Volume {
+	t.Helper()
+	v, err := s.CreateVolume(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func remove(t testing.TB, s *Store, id string) {
+	t.Helper()
+	if err := s.DeleteVolume(t.Context(), id, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tree describes everything beneath dir: path, mode, and content or link text.
+// Paths for which skip is true are left out, with what is beneath them.
+func tree(t testing.TB, dir string, skip func(p string) bool) []string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(dir, p)
+		if skip != nil && skip(rel) {
+			if d.IsDir() {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		st, err := d.Info()
+		if err != nil {
+			return err
+		}
+		line := fmt.Sprintf("%s %v", rel, st.Mode())
+		switch {
+		case st.Mode()&fs.ModeSymlink != 0:
+			text, err := os.Readlink(p)
+			if err != nil {
+				return err
+			}
+			line += " -> " + text
+		case st.Mode().IsRegular():
+			data, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			line += fmt.Sprintf(" %q %v", data, st.ModTime().UnixNano())
+		}
+		out = append(out, line)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// leftovers returns what the store keeps of its own on the export.
+func leftovers(t testing.TB, dir string) []string {
+	t.Helper()
+	var out []string
+	for _, sub := range []string{"volumes", "dirs", "archive", "trash", "work"} {
+		entries, err := os.ReadDir(filepath.Join(dir, ownDir, sub))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			out = append(out, sub+"/"+e.Name())
+		}
+	}
+	return out
+}
+
+// waitPurged waits until the trash is empty.
+func waitPurged(t testing.TB, dir string) {
+	t.Helper()
+	waitFor(t, "the trash to be empty", func() (bool, string) {
+		entries, err := os.ReadDir(filepath.Join(dir, ownDir, "trash"))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		return len(entries) == 0, fmt.Sprint(entries)
+	})
+}
+
+func waitFor(t testing.TB, what string, done func() (bool, string)) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ok, seen := done()
+		if ok {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waited in vain for %s; seen last: %s", what, seen)
+		case <-tick.C:
+		}
+	}
+}
+
+func mustWrite(t testing.TB, p, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustMkdir(t testing.TB, p string) {
+	t.Helper()
+	if err := os.MkdirAll(p, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustSymlink(t testing.TB, text, p string) {
+	t.Helper()
+	if err := os.Symlink(text, p); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func exists(p string) bool {
+	_, err := os.Lstat(p)
+	return err == nil
+}
+
+func wantError(t *testing.T, err, want error, texts ...string) {
+	t.Helper()
+	if want == nil {
+		if err != nil {
+			t.Fatalf("got %v, want no error", err)
+		}
+		return
+	}
+	matches := 0
+	for _, s := range nfs.Sentinels() {
+		if errors.Is(err, s) {
+			matches++
+		}
+	}
+	if !errors.Is(err, want) || matches != 1 {
+		t.Fatalf("got %v (which wraps %d sentinels), want %v alone", err, matches, want)
+	}
+	for _, text := range texts {
+		if !strings.Contains(err.Error(), text) {
+			t.Fatalf("%q does not say %q", err, text)
+		}
+	}
+}
