@@ -15,7 +15,7 @@ TEST_STEPS := fmt-check lint vet unit
 BINARY     := bin/nfs-csi-driver$(if $(filter-out $(shell go env GOHOSTARCH),$(ARCH)),-$(ARCH))
 TOOL       := go tool -modfile=hack/tools/go.mod
 LINT       := golangci-lint
-SCRIPTS    := .ci/run hack/need hack/steps hack/verify
+SCRIPTS    := .ci/run hack/need hack/steps hack/verify test/sanity/*.sh
 IMAGE_TOOL := go run -C hack/tools ./image
 
 SHELL       := /bin/bash
