@@ -59,7 +59,7 @@ func (m *Mounter) detach(r request) (*os.File, error) {
 		return localCall("cannot detach the mount", unix.Unmount(place, unix.MNT_DETACH))
 	})
 	if err != nil && root != nil {
-		root.Close()
+		err = errors.Join(err, root.Close())
 		root = nil
 	}
 	return root, err

@@ -113,7 +113,7 @@ func OptionsMatch(info mountutils.MountInfo, export nfs.Export, readOnly bool) e
 		return differs("failure mode", want, have)
 	}
 	for _, p := range opts.params {
-		if want, have, ok := comparable(p, super, vers); ok && want != have {
+		if want, have, ok := compared(p, super, vers); ok && want != have {
 			return differs("option "+p.key, want, have)
 		}
 	}
@@ -147,10 +147,10 @@ func persistence(super []string) string {
 	return "hard"
 }
 
-// comparable returns what was asked for and what the superblock shows for an
+// compared returns what was asked for and what the superblock shows for an
 // option that every superblock has for itself (fs/nfs/super.c,
 // nfs_compare_mount_options), in one form for both.
-func comparable(p param, super []string, vers string) (want, have string, ok bool) {
+func compared(p param, super []string, vers string) (want, have string, ok bool) {
 	shown := func(key, byDefault string) string {
 		if v := optionValue(super, key); v != "" {
 			return v

@@ -246,8 +246,7 @@ func openTarget(target string) (*os.File, error) {
 		err = localCall("the mount point is a symbolic link", unix.ELOOP)
 	}
 	if err != nil {
-		file.Close()
-		return nil, err
+		return nil, errors.Join(err, file.Close())
 	}
 	return file, nil
 }

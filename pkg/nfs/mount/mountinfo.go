@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path"
@@ -37,7 +38,7 @@ func readMountInfo() (string, error) {
 	}
 	for range 20 {
 		again, err := os.ReadFile(mountInfoPath)
-		if err != nil || string(again) == string(text) {
+		if err != nil || bytes.Equal(again, text) {
 			return string(again), err
 		}
 		text = again

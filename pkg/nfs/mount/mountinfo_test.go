@@ -15,6 +15,8 @@ import (
 )
 
 // realMountInfo is of Linux 6.1 with NFS mounts of every version.
+//
+//nolint:dupword // the lines are the kernel's
 const realMountInfo = `21 1 0:20 / / rw,relatime shared:1 - ext4 /dev/vda rw,errors=remount-ro
 22 21 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:2 master:3 - proc proc rw
 60 21 0:45 / /mnt/a rw,nosuid,relatime - nfs4 10.0.0.1:/export/xfs rw,vers=4.2,rsize=262144,wsize=262144,namlen=255,hard,proto=tcp,timeo=600,retrans=2,sec=sys,clientaddr=10.0.0.2,local_lock=none,addr=10.0.0.1

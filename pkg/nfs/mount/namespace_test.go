@@ -24,107 +24,113 @@ var oddNames = map[string]string{
 
 func TestBind(t *testing.T) {
 	dir := needNamespace(t)
-	ways(t, func(t *testing.T, m *Mounter) {
-		for what, name := range oddNames {
-			for _, readOnly := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s/readOnly=%v", what, readOnly), func(t *testing.T) {
-					source, target := mkdirs(t, dir, "source", name), mkdirs(t, dir, "target", name)
-					if err := m.Bind(t.Context(), source, target, readOnly); err != nil {
-						t.Fatal(err)
-					}
-					err := os.WriteFile(filepath.Join(target, "file"), []byte("x"), 0o600)
-					if readOnly && !errors.Is(err, unix.EROFS) || !readOnly && err != nil {
-						t.Errorf("write beneath the target: %v", err)
-					}
-					if err := os.WriteFile(filepath.Join(source, "file"), []byte("y"), 0o600); err != nil {
-						t.Errorf("the source became read-only: %v", err)
-					}
-					if got, err := os.ReadFile(filepath.Join(target, "file")); err != nil || string(got) != "y" {
-						t.Errorf("read beneath the target: %q, %v", got, err)
-					}
-					infos, err := m.List()
-					if err != nil {
-						t.Fatal(err)
-					}
-					info, ok := Find(infos, target)
-					if !ok || slices.Contains(info.MountOptions, "ro") != readOnly {
-						t.Errorf("mountinfo says %+v, %v", info, ok)
-					}
-					if err := m.Unmount(t.Context(), target); err != nil {
-						t.Fatal(err)
-					}
-					if _, err := os.Stat(filepath.Join(target, "file")); !errors.Is(err, os.ErrNotExist) {
-						t.Errorf("the target still shows the source: %v", err)
-					}
-				})
+	for way, m := range ways() {
+		t.Run(way, func(t *testing.T) {
+			for what, name := range oddNames {
+				for _, readOnly := range []bool{false, true} {
+					t.Run(fmt.Sprintf("%s/readOnly=%v", what, readOnly), func(t *testing.T) {
+						source, target := mkdirs(t, dir, "source", name), mkdirs(t, dir, "target", name)
+						if err := m.Bind(t.Context(), source, target, readOnly); err != nil {
+							t.Fatal(err)
+						}
+						err := os.WriteFile(filepath.Join(target, "file"), []byte("x"), 0o600)
+						if readOnly && !errors.Is(err, unix.EROFS) || !readOnly && err != nil {
+							t.Errorf("write beneath the target: %v", err)
+						}
+						if err := os.WriteFile(filepath.Join(source, "file"), []byte("y"), 0o600); err != nil {
+							t.Errorf("the source became read-only: %v", err)
+						}
+						if got, err := os.ReadFile(filepath.Join(target, "file")); err != nil || string(got) != "y" {
+							t.Errorf("read beneath the target: %q, %v", got, err)
+						}
+						infos, err := m.List()
+						if err != nil {
+							t.Fatal(err)
+						}
+						info, ok := Find(infos, target)
+						if !ok || slices.Contains(info.MountOptions, "ro") != readOnly {
+							t.Errorf("mountinfo says %+v, %v", info, ok)
+						}
+						if err := m.Unmount(t.Context(), target); err != nil {
+							t.Fatal(err)
+						}
+						if _, err := os.Stat(filepath.Join(target, "file")); !errors.Is(err, os.ErrNotExist) {
+							t.Errorf("the target still shows the source: %v", err)
+						}
+					})
+				}
 			}
-		}
-	})
+		})
+	}
 }
 
 // A read-only bind must not lose the flags of the mount that it shows.
 func TestBindKeepsFlags(t *testing.T) {
 	dir := needNamespace(t)
 	for _, flags := range []uintptr{unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME, unix.MS_STRICTATIME | unix.MS_NODIRATIME, unix.MS_NOSYMFOLLOW} {
-		ways(t, func(t *testing.T, m *Mounter) {
-			source, target := mkdirs(t, dir, "source"), mkdirs(t, dir, "target")
-			if err := unix.Mount("tmpfs", source, "tmpfs", flags, ""); err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				for _, p := range []string{target, source} {
-					if err := m.Unmount(t.Context(), p); err != nil {
-						t.Error(err)
-					}
+		for way, m := range ways() {
+			t.Run(way, func(t *testing.T) {
+				source, target := mkdirs(t, dir, "source"), mkdirs(t, dir, "target")
+				if err := unix.Mount("tmpfs", source, "tmpfs", flags, ""); err != nil {
+					t.Fatal(err)
 				}
-			}()
-			if err := m.Bind(t.Context(), source, target, true); err != nil {
-				t.Fatal(err)
-			}
-			infos, err := m.List()
-			if err != nil {
-				t.Fatal(err)
-			}
-			from, _ := Find(infos, source)
-			to, _ := Find(infos, target)
-			want := slices.Clone(from.MountOptions)
-			want[slices.Index(want, "rw")] = "ro"
-			if !slices.Equal(want, to.MountOptions) {
-				t.Errorf("flags %#x: the bind has %q, the source %q", flags, to.MountOptions, from.MountOptions)
-			}
-		})
+				defer func() {
+					for _, p := range []string{target, source} {
+						if err := m.Unmount(t.Context(), p); err != nil {
+							t.Error(err)
+						}
+					}
+				}()
+				if err := m.Bind(t.Context(), source, target, true); err != nil {
+					t.Fatal(err)
+				}
+				infos, err := m.List()
+				if err != nil {
+					t.Fatal(err)
+				}
+				from, _ := Find(infos, source)
+				to, _ := Find(infos, target)
+				want := slices.Clone(from.MountOptions)
+				want[slices.Index(want, "rw")] = "ro"
+				if !slices.Equal(want, to.MountOptions) {
+					t.Errorf("flags %#x: the bind has %q, the source %q", flags, to.MountOptions, from.MountOptions)
+				}
+			})
+		}
 	}
 }
 
 func TestBindRefuses(t *testing.T) {
 	dir := needNamespace(t)
-	ways(t, func(t *testing.T, m *Mounter) {
-		source, victim := mkdirs(t, dir, "source"), mkdirs(t, dir, "victim")
-		link := filepath.Join(dir, "link")
-		if err := os.Symlink(victim, link); err != nil && !errors.Is(err, os.ErrExist) {
-			t.Fatal(err)
-		}
-		for _, tt := range []struct{ source, target, text string }{
-			{source, link, "symbolic link"},
-			{link, source, "symbolic link"},
-			{source, filepath.Join(dir, "missing"), "no such file"},
-			{filepath.Join(dir, "missing"), source, "no such file"},
-			{source, "relative", "not absolute"},
-		} {
-			err := m.Bind(t.Context(), tt.source, tt.target, false)
-			if !errors.Is(err, nfs.ErrInvalid) || !strings.Contains(fmt.Sprint(err), tt.text) {
-				t.Errorf("bind %s at %s: error %v, want ErrInvalid that says %q", tt.source, tt.target, err, tt.text)
+	for way, m := range ways() {
+		t.Run(way, func(t *testing.T) {
+			source, victim := mkdirs(t, dir, "source"), mkdirs(t, dir, "victim")
+			link := filepath.Join(dir, "link")
+			if err := os.Symlink(victim, link); err != nil && !errors.Is(err, os.ErrExist) {
+				t.Fatal(err)
 			}
-			oneSentinel(t, err)
-		}
-		infos, err := m.List()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info, ok := Find(infos, victim); ok {
-			t.Errorf("mounted through a symbolic link: %+v", info)
-		}
-	})
+			for _, tt := range []struct{ source, target, text string }{
+				{source, link, "symbolic link"},
+				{link, source, "symbolic link"},
+				{source, filepath.Join(dir, "missing"), "no such file"},
+				{filepath.Join(dir, "missing"), source, "no such file"},
+				{source, "relative", "not absolute"},
+			} {
+				err := m.Bind(t.Context(), tt.source, tt.target, false)
+				if !errors.Is(err, nfs.ErrInvalid) || !strings.Contains(fmt.Sprint(err), tt.text) {
+					t.Errorf("bind %s at %s: error %v, want ErrInvalid that says %q", tt.source, tt.target, err, tt.text)
+				}
+				oneSentinel(t, err)
+			}
+			infos, err := m.List()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info, ok := Find(infos, victim); ok {
+				t.Errorf("mounted through a symbolic link: %+v", info)
+			}
+		})
+	}
 }
 
 func TestUnmountReal(t *testing.T) {
@@ -374,17 +380,19 @@ func TestUnprivileged(t *testing.T) {
 	}
 	const want = "CAP_SYS_ADMIN is missing: operation not permitted; set securityContext.capabilities.add: [SYS_ADMIN] on the container"
 	export := testExport(t, "127.0.0.1", fmt.Sprintf("port=%d", listen(t)))
-	ways(t, func(t *testing.T, m *Mounter) {
-		_, detachErr := m.Detached(t.Context(), export, "", false)
-		for what, err := range map[string]error{
-			"mount":    m.Mount(t.Context(), export, "", "/", false),
-			"detached": detachErr,
-			"bind":     m.Bind(t.Context(), "/proc", "/proc", false),
-			"unmount":  m.Unmount(t.Context(), "/proc"),
-		} {
-			if !errors.Is(err, nfs.ErrPermission) || !strings.HasSuffix(fmt.Sprint(err), want) {
-				t.Errorf("%s: error %v, want ErrPermission that says %q", what, err, want)
+	for way, m := range ways() {
+		t.Run(way, func(t *testing.T) {
+			_, detachErr := m.Detached(t.Context(), export, "", false)
+			for what, err := range map[string]error{
+				"mount":    m.Mount(t.Context(), export, "", "/", false),
+				"detached": detachErr,
+				"bind":     m.Bind(t.Context(), "/proc", "/proc", false),
+				"unmount":  m.Unmount(t.Context(), "/proc"),
+			} {
+				if !errors.Is(err, nfs.ErrPermission) || !strings.HasSuffix(fmt.Sprint(err), want) {
+					t.Errorf("%s: error %v, want ErrPermission that says %q", what, err, want)
+				}
 			}
-		}
-	})
+		})
+	}
 }

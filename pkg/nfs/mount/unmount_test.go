@@ -32,20 +32,11 @@ func (s *fakeSystem) mounter(t *testing.T) *Mounter {
 	m.umount2, m.readMountInfo = s.umount2, s.text
 	t.Cleanup(func() {
 		close(s.release)
-		deadline := time.Now().Add(10 * time.Second)
-		for {
+		eventually(t, "every umount2 call is forgotten once it returned", func() bool {
 			m.mu.Lock()
-			n := len(m.unmounts)
-			m.mu.Unlock()
-			if n == 0 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Errorf("%d umount2 calls are still remembered", n)
-				return
-			}
-			time.Sleep(time.Millisecond)
-		}
+			defer m.mu.Unlock()
+			return len(m.unmounts) == 0
+		})
 	})
 	return m
 }
