@@ -71,8 +71,8 @@ func run(args []string, out io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", tar, err)
 		}
-		fmt.Fprintf(out, "%s: %s %s, %.1f MB unpacked, limit %d MB\n", tar, flags.Arg(1), r.platform, float64(r.bytes)/1e6, maxBytes/1_000_000)
-		return nil
+		_, err = fmt.Fprintf(out, "%s: %s %s, %.1f MB unpacked, limit %d MB\n", tar, flags.Arg(1), r.platform, float64(r.bytes)/1e6, maxBytes/1_000_000)
+		return err
 	}
 	return fmt.Errorf("unknown command %q: build or check", args[0])
 }
