@@ -1,0 +1,110 @@
+package worker
+
+import (
+	"time"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/worker/workerpb"
+)
+
+func exportToPB(e nfs.Export) *workerpb.Export {
+	return &workerpb.Export{Server: e.Server, Share: e.Share, Options: e.Options}
+}
+
+func exportFromPB(e *workerpb.Export) nfs.Export {
+	return nfs.Export{Server: e.GetServer(), Share: e.GetShare(), Options: e.GetOptions()}
+}
+
+func specToPB(s nfs.VolumeSpec) *workerpb.CreateVolumeRequest {
+	return &workerpb.CreateVolumeRequest{
+		Name:     s.Name,
+		Dir:      s.Dir,
+		MinBytes: s.MinBytes,
+		MaxBytes: s.MaxBytes,
+		OnDelete: string(s.OnDelete),
+		Mode:     nfs.UnixMode(s.Mode),
+		Uid:      s.UID,
+		Gid:      s.GID,
+		Claim:    claimToPB(s.Claim),
+	}
+}
+
+func specFromPB(s *workerpb.CreateVolumeRequest) nfs.VolumeSpec {
+	return nfs.VolumeSpec{
+		Name:     s.GetName(),
+		Dir:      s.GetDir(),
+		MinBytes: s.GetMinBytes(),
+		MaxBytes: s.GetMaxBytes(),
+		OnDelete: nfs.OnDelete(s.GetOnDelete()),
+		Mode:     nfs.FileMode(s.GetMode()),
+		UID:      s.Uid,
+		GID:      s.Gid,
+		Claim:    claimFromPB(s.GetClaim()),
+	}
+}
+
+func volumeToPB(v nfs.Volume) *workerpb.Volume {
+	pb := &workerpb.Volume{
+		Id:            v.ID,
+		Name:          v.Name,
+		Dir:           v.Dir,
+		CapacityBytes: v.CapacityBytes,
+		OnDelete:      string(v.OnDelete),
+		Mode:          nfs.UnixMode(v.Mode),
+		Uid:           v.UID,
+		Gid:           v.GID,
+		Claim:         claimToPB(v.Claim),
+	}
+	if !v.Created.IsZero() {
+		pb.CreatedUnixNano = new(v.Created.UnixNano())
+	}
+	return pb
+}
+
+func volumeFromPB(v *workerpb.Volume) nfs.Volume {
+	volume := nfs.Volume{
+		ID:            v.GetId(),
+		Name:          v.GetName(),
+		Dir:           v.GetDir(),
+		CapacityBytes: v.GetCapacityBytes(),
+		OnDelete:      nfs.OnDelete(v.GetOnDelete()),
+		Mode:          nfs.FileMode(v.GetMode()),
+		UID:           v.Uid,
+		GID:           v.Gid,
+		Claim:         claimFromPB(v.GetClaim()),
+	}
+	if v.CreatedUnixNano != nil {
+		volume.Created = time.Unix(0, v.GetCreatedUnixNano()).UTC()
+	}
+	return volume
+}
+
+func claimToPB(c nfs.Claim) *workerpb.Claim {
+	return &workerpb.Claim{Namespace: c.Namespace, Name: c.Name}
+}
+
+func claimFromPB(c *workerpb.Claim) nfs.Claim {
+	return nfs.Claim{Namespace: c.GetNamespace(), Name: c.GetName()}
+}
+
+func usageToPB(u nfs.Usage) *workerpb.UsageResponse {
+	return &workerpb.UsageResponse{
+		TotalBytes:      u.TotalBytes,
+		AvailableBytes:  u.AvailableBytes,
+		UsedBytes:       u.UsedBytes,
+		TotalInodes:     u.TotalInodes,
+		AvailableInodes: u.AvailableInodes,
+		UsedInodes:      u.UsedInodes,
+	}
+}
+
+func usageFromPB(u *workerpb.UsageResponse) nfs.Usage {
+	return nfs.Usage{
+		TotalBytes:      u.GetTotalBytes(),
+		AvailableBytes:  u.GetAvailableBytes(),
+		UsedBytes:       u.GetUsedBytes(),
+		TotalInodes:     u.GetTotalInodes(),
+		AvailableInodes: u.GetAvailableInodes(),
+		UsedInodes:      u.GetUsedInodes(),
+	}
+}

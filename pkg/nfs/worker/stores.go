@@ -1,0 +1,182 @@
+package worker
+
+import (
+	"context"
+	"strings"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/worker/workerpb"
+)
+
+const (
+	kindStore = "store"
+	kindMount = "mount"
+)
+
+// StorePool runs one store worker for each export that is in use. But for the
+// return type of Open, it is a driver.Stores. It is also a prometheus.Collector.
+type StorePool struct {
+	*pool
+	options StoreOptions
+}
+
+// NewStorePool returns a pool that lives until Close; it logs to the logger of
+// ctx, and ends all its work when ctx ends.
+func NewStorePool(ctx context.Context, options StoreOptions) (*StorePool, error) {
+	if err := options.Validate(); err != nil {
+		return nil, err
+	}
+	p := &StorePool{pool: newPool(ctx, kindStore, options.Options), options: options}
+	for _, export := range options.Exports {
+		p.release(p.keeper(export, true))
+	}
+	return p, nil
+}
+
+// Open returns the store of the export; its worker is started if need be.
+//
+// Errors: nfs.ErrInvalid for mount options that the kernel refuses,
+// nfs.ErrPermission, nfs.ErrNoExport, and nfs.ErrUnavailable when the server does
+// not answer in time or did not a moment ago.
+func (p *StorePool) Open(ctx context.Context, export nfs.Export) (*Store, error) {
+	store := &Store{pool: p, export: export}
+	k := p.keeper(export, false)
+	if k.running() {
+		p.release(k)
+		return store, nil
+	}
+	_, err := call(ctx, k, request[struct{}]{
+		method: "Open",
+		rpc:    func(context.Context, *process) (struct{}, error) { return struct{}{}, nil },
+	})
+	if err != nil {
+		return nil, err
+	}
+	return store, nil
+}
+
+// Exports returns the exports configured and those opened since the start, in
+// the order of their keys.
+func (p *StorePool) Exports() []nfs.Export {
+	var exports []nfs.Export
+	for _, k := range p.all() {
+		k.mu.Lock()
+		if k.known {
+			exports = append(exports, k.export)
+		}
+		k.mu.Unlock()
+	}
+	return exports
+}
+
+// keeper returns the keeper of the export, held.
+func (p *StorePool) keeper(export nfs.Export, configured bool) *keeper {
+	return p.use(export.Key(), func() *keeper {
+		return &keeper{
+			name:   export.String(),
+			label:  strings.TrimSpace(export.Key()),
+			export: export,
+			known:  configured,
+			// Only a look shows whether work waits on a configured export.
+			wanted: configured,
+			open: func(ctx context.Context, process *process) (Status, error) {
+				s, err := workerpb.NewStoreClient(process.conn).Open(ctx, &workerpb.OpenRequest{
+					Export:           exportToPB(export),
+					DriverName:       p.options.DriverName,
+					InstanceId:       p.options.InstanceID,
+					PurgeConcurrency: int32(p.options.PurgeConcurrency),
+					PurgeRate:        int32(p.options.PurgeRate),
+				})
+				return statusFromPB(s), err
+			},
+			status: func(ctx context.Context, process *process) (Status, error) {
+				s, err := workerpb.NewStoreClient(process.conn).Status(ctx, &workerpb.Empty{})
+				return statusFromPB(s), err
+			},
+		}
+	})
+}
+
+// Store is the store of one export, reached through the pool. It stays good when
+// its worker is replaced. Errors are those of driver.Store; every method fails
+// with nfs.ErrUnavailable when the server does not answer in time or did not a
+// moment ago.
+type Store struct {
+	pool   *StorePool
+	export nfs.Export
+}
+
+func callStore[T any](ctx context.Context, s *Store, method string, rpc func(context.Context, workerpb.StoreClient) (T, error)) (T, error) {
+	return call(ctx, s.pool.keeper(s.export, false), request[T]{
+		method: method,
+		proves: true,
+		rpc: func(ctx context.Context, p *process) (T, error) {
+			return rpc(ctx, workerpb.NewStoreClient(p.conn))
+		},
+	})
+}
+
+// CreateVolume implements driver.Store.
+func (s *Store) CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volume, error) {
+	v, err := callStore(ctx, s, "CreateVolume", func(ctx context.Context, c workerpb.StoreClient) (*workerpb.Volume, error) {
+		return c.CreateVolume(ctx, specToPB(spec))
+	})
+	if err != nil {
+		return nfs.Volume{}, err
+	}
+	return volumeFromPB(v), nil
+}
+
+// GetVolume implements driver.Store.
+func (s *Store) GetVolume(ctx context.Context, id string) (nfs.Volume, error) {
+	v, err := callStore(ctx, s, "GetVolume", func(ctx context.Context, c workerpb.StoreClient) (*workerpb.Volume, error) {
+		return c.GetVolume(ctx, &workerpb.GetVolumeRequest{Id: id})
+	})
+	if err != nil {
+		return nfs.Volume{}, err
+	}
+	return volumeFromPB(v), nil
+}
+
+// ListVolumes implements driver.Store.
+func (s *Store) ListVolumes(ctx context.Context, after string, limit int) ([]nfs.Volume, error) {
+	var volumes []nfs.Volume
+	for {
+		ask := maxPage
+		if limit > 0 {
+			ask = min(maxPage, limit-len(volumes))
+		}
+		page, err := callStore(ctx, s, "ListVolumes", func(ctx context.Context, c workerpb.StoreClient) (*workerpb.ListVolumesResponse, error) {
+			return c.ListVolumes(ctx, &workerpb.ListVolumesRequest{After: after, Limit: int32(ask)})
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, v := range page.GetVolumes() {
+			volumes = append(volumes, volumeFromPB(v))
+		}
+		if len(page.GetVolumes()) < ask || len(volumes) == limit {
+			return volumes, nil
+		}
+		after = volumes[len(volumes)-1].ID
+	}
+}
+
+// DeleteVolume implements driver.Store.
+func (s *Store) DeleteVolume(ctx context.Context, id, dir string) error {
+	_, err := callStore(ctx, s, "DeleteVolume", func(ctx context.Context, c workerpb.StoreClient) (*workerpb.Empty, error) {
+		return c.DeleteVolume(ctx, &workerpb.DeleteVolumeRequest{Id: id, Dir: dir})
+	})
+	return err
+}
+
+// Usage implements driver.Store.
+func (s *Store) Usage(ctx context.Context) (nfs.Usage, error) {
+	u, err := callStore(ctx, s, "Usage", func(ctx context.Context, c workerpb.StoreClient) (*workerpb.UsageResponse, error) {
+		return c.Usage(ctx, &workerpb.Empty{})
+	})
+	if err != nil {
+		return nfs.Usage{}, err
+	}
+	return usageFromPB(u), nil
+}

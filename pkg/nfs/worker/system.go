@@ -1,0 +1,101 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/mount"
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/store"
+)
+
+// System returns what workers serve in production: a store on the mounted
+// export, and the mounts of this machine.
+func System() Backends {
+	mounter := mount.New(mount.Options{})
+	return Backends{
+		OpenStore: func(ctx context.Context, config StoreConfig) (Backend, error) {
+			return openExport(ctx, mounter, config)
+		},
+		Mounter: mounter,
+	}
+}
+
+// exportStore is a store on an export that this process has mounted.
+type exportStore struct {
+	*store.Store
+	// mounted keeps the mount whole; see mount.Detached.
+	mounted *os.File
+}
+
+// Status implements Backend.
+func (s *exportStore) Status() Status {
+	b := s.Backlog()
+	return Status{
+		TrashBacklog:   int64(b.Entries),
+		TrashFailing:   int64(b.Failing),
+		Purged:         int64(b.RemovedFiles),
+		SkippedRecords: int64(b.SkippedRecords),
+		Quota:          s.Features().Quota,
+	}
+}
+
+// openExport mounts the export where no path leads to it, gives up what the
+// process does not need any more, and opens the store. It is for a process that
+// does nothing else; after an error the process is of no use.
+func openExport(ctx context.Context, mounter *mount.Mounter, config StoreConfig) (_ Backend, err error) {
+	mounted, err := mounter.Detached(ctx, storeMount(config.Export), "", false)
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(mount.RootPath(mounted))
+	if err != nil {
+		return nil, fmt.Errorf("open the root of %s: %w", config.Export, rootError(err))
+	}
+	if err := dropPrivileges(); err != nil {
+		return nil, fmt.Errorf("give up the capabilities that work on %s does not need: %w", config.Export, err)
+	}
+	// The modes of what the store makes are the ones it says.
+	unix.Umask(0)
+	s, err := store.Open(ctx, root, store.Options{
+		DriverName:       config.DriverName,
+		InstanceID:       config.InstanceID,
+		PurgeConcurrency: config.PurgeConcurrency,
+		PurgeRate:        config.PurgeRate,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open the store on %s: %w", config.Export, err)
+	}
+	return &exportStore{Store: s, mounted: mounted}, nil
+}
+
+// storeMount returns the export as a store needs it mounted. Another controller
+// may make at any time what this client has just looked for in vain, so names
+// that did not exist are asked for again: lookupcache=positive in nfs(5).
+func storeMount(export nfs.Export) nfs.Export {
+	for _, option := range export.Options {
+		if strings.HasPrefix(option, "lookupcache=") {
+			return export
+		}
+	}
+	export.Options = append(slices.Clone(export.Options), "lookupcache=positive")
+	return export
+}
+
+func rootError(err error) error {
+	switch {
+	case errors.Is(err, unix.ESTALE):
+		return fmt.Errorf("%w: %w", nfs.ErrStale, err)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w: %w", nfs.ErrPermission, err)
+	case errors.Is(err, unix.EIO), errors.Is(err, unix.ETIMEDOUT):
+		return fmt.Errorf("%w: %w", nfs.ErrUnavailable, err)
+	}
+	return err
+}
