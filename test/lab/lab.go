@@ -19,6 +19,8 @@ type Options struct {
 	LogDir string
 	// Log gets a line for everything that the lab does. Default: standard error.
 	Log io.Writer
+	// Tools are needed beyond the lab's own; Start installs what is missing.
+	Tools []Tool
 }
 
 // Lab is a private network of guests.
@@ -48,7 +50,7 @@ func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 		o.Log = os.Stderr
 	}
 	l := &Lab{log: &logger{w: o.Log}, guests: make(map[string]*Guest)}
-	if err := prepare(ctx, l.log); err != nil {
+	if err := prepare(ctx, l.log, o.Tools); err != nil {
 		return nil, err
 	}
 	if err := removeLeftovers(ctx, l.log); err != nil {
@@ -100,6 +102,10 @@ func (l *Lab) LogDir() string { return l.logDir }
 
 // OutDir is the host directory that every guest sees, writable, at /out. It stays after Close.
 func (l *Lab) OutDir() string { return filepath.Join(l.logDir, "out") }
+
+// StateDir is a host directory, seen by every guest under the same path, for what must go with the
+// lab: Close removes it, or the next lab if this one's process dies.
+func (l *Lab) StateDir() string { return l.dir }
 
 // Netns is the name of the lab's network namespace, as `ip netns exec` takes it. The lab's bridge
 // in it has the addresses HostIPv4 and HostIPv6.

@@ -19,8 +19,11 @@ type Problem struct {
 	Package string // the Debian package that cures it, if one does
 }
 
-// Check returns what this machine lacks to run a lab.
-func Check() []Problem {
+// Tool is a program that a lab needs on the machine, and the Debian package that has it.
+type Tool struct{ Name, Package string }
+
+// Check returns what this machine lacks to run a lab that needs more tools, or none more.
+func Check(more ...Tool) []Problem {
 	var problems []Problem
 	add := func(pkg, format string, args ...any) {
 		problems = append(problems, Problem{What: fmt.Sprintf(format, args...), Package: pkg})
@@ -42,18 +45,16 @@ func Check() []Problem {
 	if free := freeMB(memoryDir); free < 1024 {
 		add("", "a lab needs 1 GiB free in %s for the guests' memory, there are %d MiB", memoryDir, free)
 	}
-	for _, t := range tools() {
-		if _, err := findTool(t.name); err != nil {
-			add(t.pkg, "%s is missing (Debian package %s)", t.name, t.pkg)
+	for _, t := range append(tools(), more...) {
+		if _, err := findTool(t.Name); err != nil {
+			add(t.Package, "%s is missing (Debian package %s)", t.Name, t.Package)
 		}
 	}
 	return problems
 }
 
-type tool struct{ name, pkg string }
-
-func tools() []tool {
-	return []tool{
+func tools() []Tool {
+	return []Tool{
 		{"linux.uml", "user-mode-linux"},
 		{"ip", "iproute2"},
 		{"modprobe", "kmod"},
@@ -63,6 +64,7 @@ func tools() []tool {
 		{"nfsdcld", "nfs-common"},
 		{"rpc.nfsd", "nfs-kernel-server"},
 		{"rpcbind", "rpcbind"},
+		{"busybox", "busybox-static"}, // its ping
 	}
 }
 
@@ -81,22 +83,22 @@ func findTool(name string) (string, error) {
 
 // Install installs the packages that cure problems and says on log what it does. It returns the
 // problems that are left.
-func Install(ctx context.Context, log io.Writer) ([]Problem, error) {
-	return install(ctx, &logger{w: log})
+func Install(ctx context.Context, log io.Writer, more ...Tool) ([]Problem, error) {
+	return install(ctx, &logger{w: log}, more)
 }
 
-func install(ctx context.Context, log *logger) ([]Problem, error) {
+func install(ctx context.Context, log *logger, more []Tool) ([]Problem, error) {
 	var packages []string
-	for _, p := range Check() {
+	for _, p := range Check(more...) {
 		if p.Package != "" && !slices.Contains(packages, p.Package) {
 			packages = append(packages, p.Package)
 		}
 	}
 	if len(packages) == 0 || os.Geteuid() != 0 {
-		return Check(), nil
+		return Check(more...), nil
 	}
 	if _, err := exec.LookPath("apt-get"); err != nil {
-		return Check(), nil
+		return Check(more...), nil
 	}
 	for _, args := range [][]string{
 		{"update", "-q"},
@@ -106,18 +108,18 @@ func install(ctx context.Context, log *logger) ([]Problem, error) {
 		cmd := exec.CommandContext(ctx, "apt-get", args...)
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return Check(), fmt.Errorf("apt-get %s: %w: %s", args[0], err, lastLines(string(out), 10))
+			return Check(more...), fmt.Errorf("apt-get %s: %w: %s", args[0], err, lastLines(string(out), 10))
 		}
 	}
-	return Check(), nil
+	return Check(more...), nil
 }
 
 // prepare makes the machine ready for a lab or says in one error what is missing.
-func prepare(ctx context.Context, log *logger) error {
-	problems := Check()
+func prepare(ctx context.Context, log *logger, more []Tool) error {
+	problems := Check(more...)
 	if slices.ContainsFunc(problems, func(p Problem) bool { return p.Package != "" }) {
 		var err error
-		if problems, err = install(ctx, log); err != nil {
+		if problems, err = install(ctx, log, more); err != nil {
 			return err
 		}
 	}
