@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"strings"
@@ -32,11 +33,11 @@ func logCalls(base klog.Logger) grpc.UnaryServerInterceptor {
 		case err == nil:
 			logger.V(verbosity(req)).Info("Call succeeded", "duration", duration, "code", code.String())
 		case code == codes.Internal || code == codes.Unknown:
-			logger.Error(err, "Call failed", "duration", duration, "code", code.String())
+			logger.Error(errors.New(status.Convert(err).Message()), "Call failed", "duration", duration, "code", code.String())
 		case code == codes.Unimplemented:
 			logger.V(4).Info("Call is not implemented", "duration", duration, "code", code.String())
 		default:
-			logger.Info("Call failed", "duration", duration, "code", code.String(), "err", err.Error())
+			logger.Info("Call failed", "duration", duration, "code", code.String(), "err", status.Convert(err).Message())
 		}
 		return resp, err
 	}
