@@ -75,7 +75,8 @@ vet: ## Run go vet
 unit: | out ## Run the Go tests with the race detector; results in out/unit.xml and out/unit.json
 	@hack/need gcc /usr/include/stdlib.h:libc6-dev
 	@cd hack/tools && go test ./...
-	@status=0; CGO_ENABLED=1 $(TOOL) gotestsum --format pkgname-and-test-fails --junitfile out/unit.xml \
+	@status=0; CGO_ENABLED=1 $(TOOL) gotestsum --format pkgname-and-test-fails \
+		--hide-summary=skipped --junitfile out/unit.xml \
 		--jsonfile out/unit.json -- -race ./... | tee out/unit.log || status=$$?; \
 		tail -n 1 out/unit.log > out/unit.summary; exit $$status
 
