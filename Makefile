@@ -3,6 +3,7 @@
 
 # The version is the last tag and what has come since; a tree without git has none.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 IMAGE   ?= nfs-csi/nfs-csi-driver:$(VERSION)
 # ARCH is the architecture to build for, as Go calls it: amd64, arm64, ...
 ARCH    ?= $(shell go env GOHOSTARCH)
@@ -16,6 +17,7 @@ BINARY     := bin/nfs-csi-driver$(if $(filter-out $(shell go env GOHOSTARCH),$(A
 TOOL       := go tool -modfile=hack/tools/go.mod
 LINT       := golangci-lint
 SCRIPTS    := .ci/run hack/need hack/steps hack/verify test/sanity/*.sh
+BUILD_ARGS  = --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT)
 IMAGE_TOOL := go run -C hack/tools ./image
 
 SHELL       := /bin/bash
@@ -27,7 +29,7 @@ SHELL       := /bin/bash
 .PHONY: build
 build: ## Build the static binary into bin/ (ARCH=arm64 for another architecture)
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) go build -trimpath -buildvcs=false \
-		-ldflags "-s -w -X main.version=$(VERSION)" -o $(BINARY) ./cmd/nfs-csi-driver
+		-ldflags "-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)" -o $(BINARY) ./cmd/nfs-csi-driver
 
 .PHONY: image
 image: ## Build the container image into out/image.tar (ENGINE=docker|buildah|none)
@@ -36,19 +38,19 @@ image: ## Build the container image into out/image.tar (ENGINE=docker|buildah|no
 
 .PHONY: image-docker
 image-docker: | out
-	docker build --platform linux/$(ARCH) --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+	docker build --platform linux/$(ARCH) $(BUILD_ARGS) --tag $(IMAGE) .
 	docker save --output out/image.tar $(IMAGE)
 
 .PHONY: image-buildah
 image-buildah: | out
-	buildah build --platform linux/$(ARCH) --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+	buildah build --platform linux/$(ARCH) $(BUILD_ARGS) --tag $(IMAGE) .
 	rm -f out/image.tar
 	buildah push $(IMAGE) docker-archive:out/image.tar:$(IMAGE)
 
 .PHONY: image-none
 image-none: build | out
 	$(IMAGE_TOOL) build -dockerfile $(CURDIR)/Dockerfile -binary $(CURDIR)/$(BINARY) \
-		-arch $(ARCH) -version $(VERSION) $(CURDIR)/out/image.tar $(IMAGE)
+		-arch $(ARCH) $(BUILD_ARGS) $(CURDIR)/out/image.tar $(IMAGE)
 
 ##@ Test
 

@@ -76,7 +76,7 @@ func TestBuildAndCheck(t *testing.T) {
 	var archives [2][]byte
 	for i := range archives {
 		tar := filepath.Join(dir, "image.tar")
-		err := run([]string{"build", "-dockerfile", "../../../Dockerfile", "-binary", program, "-arch", "arm64", "-version", "v1.2.3", tar, "nfs-csi/nfs-csi-driver:v1.2.3"}, nil)
+		err := run([]string{"build", "-dockerfile", "../../../Dockerfile", "-binary", program, "-arch", "arm64", "-build-arg", "VERSION=v1.2.3", tar, "nfs-csi/nfs-csi-driver:v1.2.3"}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,7 +1,7 @@
 // Command image builds the container image of this project without a container
 // engine, and checks an image that anything built.
 //
-//	image build -dockerfile Dockerfile -binary FILE -arch ARCH -version VERSION TAR NAME
+//	image build -dockerfile Dockerfile -binary FILE -arch ARCH [-build-arg KEY=VALUE]... TAR NAME
 //	image check TAR NAME
 //
 // TAR is a docker-archive, which docker load, podman load and ctr images import
@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -33,7 +34,15 @@ func run(args []string, out io.Writer) error {
 	dockerfile := flags.String("dockerfile", "Dockerfile", "file whose last stage is built")
 	binary := flags.String("binary", "", "static binary that the image holds")
 	arch := flags.String("arch", "", "architecture of the binary, as Go calls it")
-	version := flags.String("version", "dev", "value of the build argument VERSION")
+	buildArgs := map[string]string{}
+	flags.Func("build-arg", "`KEY=VALUE` of an ARG; repeatable", func(s string) error {
+		key, value, ok := strings.Cut(s, "=")
+		if !ok {
+			return fmt.Errorf("%q is not KEY=VALUE", s)
+		}
+		buildArgs[key] = value
+		return nil
+	})
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -53,7 +62,7 @@ func run(args []string, out io.Writer) error {
 			return err
 		}
 		defer f.Close()
-		s, err := parseStage(f, map[string]string{"VERSION": *version})
+		s, err := parseStage(f, buildArgs)
 		if err != nil {
 			return fmt.Errorf("%s: %w", *dockerfile, err)
 		}
