@@ -41,7 +41,7 @@ type ControllerOptions struct {
 	Exports []string
 	// PurgeRate is how many files per second are unlinked on one export at
 	// most; 0 means no limit.
-	PurgeRate float64
+	PurgeRate int
 	// PurgeConcurrency is how many files of one export are unlinked at once.
 	PurgeConcurrency int
 }
