@@ -11,7 +11,10 @@ ARCH    ?= $(shell go env GOHOSTARCH)
 ENGINE  ?= $(shell if docker info >/dev/null 2>&1; then echo docker; elif command -v buildah >/dev/null; then echo buildah; else echo none; fi)
 
 # The steps of `make test`, in order.
-TEST_STEPS := fmt-check lint vet unit
+TEST_STEPS := fmt-check lint vet unit sanity acceptance
+
+# The packages whose tests need the lab.
+LAB_TESTS  := ./test/acceptance ./test/lab ./pkg/nfs/mount ./pkg/nfs/worker
 
 BINARY     := bin/nfs-csi-driver$(if $(filter-out $(shell go env GOHOSTARCH),$(ARCH)),-$(ARCH))
 TOOL       := go tool -modfile=hack/tools/go.mod
@@ -52,6 +55,10 @@ image-none: build | out
 	$(IMAGE_TOOL) build -dockerfile $(CURDIR)/Dockerfile -binary $(CURDIR)/$(BINARY) \
 		-arch $(ARCH) $(BUILD_ARGS) $(CURDIR)/out/image.tar $(IMAGE)
 
+.PHONY: demo
+demo: ## Show a volume's life on real NFS, from its creation to its reclaim
+	@go run ./test/demo
+
 ##@ Test
 
 .PHONY: test
@@ -81,6 +88,21 @@ unit: | out ## Run the Go tests with the race detector; results in out/unit.xml 
 		--hide-summary=skipped --junitfile out/unit.xml \
 		--jsonfile out/unit.json -- -race ./... | tee out/unit.log || status=$$?; \
 		tail -n 1 out/unit.log > out/unit.summary; exit $$status
+
+.PHONY: sanity
+sanity: | out ## Run csi-sanity on real NFS; results in out/sanity.xml
+	@go run ./test/sanity | tee out/sanity.log; \
+		{ grep -E '^Ran [0-9]+ of' out/sanity.log || true; } | tail -n 1 > out/sanity.summary
+
+.PHONY: acceptance
+acceptance: | out ## Run the tests that need real NFS: bad input and dead servers; results in out/acceptance.xml
+	@LAB=1 $(TOOL) gotestsum --format testname --junitfile out/acceptance.xml \
+		-- -p 1 -count=1 -timeout 20m $(LAB_TESTS) | tee out/acceptance.log
+	@tail -n 1 out/acceptance.log > out/acceptance.summary
+
+.PHONY: bench
+bench: | out ## Measure the driver against bare NFS operations; results in out/bench.json
+	@go run ./test/bench
 
 ##@ Develop
 
