@@ -199,14 +199,17 @@ func (k *keeper) acquire(ctx context.Context, method string) (*process, error) {
 func (k *keeper) start(s *startup) {
 	began := time.Now()
 	logger := klog.FromContext(k.pool.ctx).WithValues("kind", k.pool.kind, "export", k.name)
-	ctx, cancel := context.WithTimeout(k.pool.ctx, k.pool.options.StartTimeout)
-	defer cancel()
 	p, err := k.pool.start()
 	var status Status
 	if err == nil && k.open != nil {
-		if status, err = k.open(ctx, p); err != nil {
-			err = k.explainStart(ctx, p, err)
+		watch := time.AfterFunc(k.pool.options.StartTimeout, func() {
+			k.kill(p, fmt.Errorf("it could not be mounted and opened in %s, its worker was killed; check that the NFS server runs and can be reached",
+				k.pool.options.StartTimeout))
+		})
+		if status, err = k.open(k.pool.ctx, p); err != nil {
+			err, _ = k.explain(p, err)
 		}
+		watch.Stop()
 	}
 
 	k.mu.Lock()
@@ -239,16 +242,6 @@ func (k *keeper) start(s *startup) {
 		logger.V(2).Info("Worker started", "pid", p.cmd.Process.Pid, "duration", time.Since(began))
 	}
 	k.pool.refill()
-}
-
-// explainStart returns what to tell those who wait for a start that failed.
-func (k *keeper) explainStart(ctx context.Context, p *process, err error) error {
-	if ctx.Err() != nil && k.pool.ctx.Err() == nil {
-		return fmt.Errorf("%w: %s: it could not be mounted and opened in %s; check that the NFS server runs and can be reached",
-			nfs.ErrUnavailable, k.name, k.pool.options.StartTimeout)
-	}
-	err, _ = k.explain(p, err)
-	return err
 }
 
 // explain turns what an RPC returned into the error for its caller; answered

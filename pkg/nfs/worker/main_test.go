@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 		err = Main(context.Background(), SocketFD, Backends{OpenStore: openFake, Mounter: fakeMounter{}})
 	case "system":
 		err = Main(context.Background(), SocketFD, System())
+	case "drop":
+		err = drop()
 	case "parent":
 		err = parent(os.Args[1])
 	default:

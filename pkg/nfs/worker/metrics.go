@@ -24,27 +24,31 @@ type descriptions struct {
 	running, starts, kills, crashes, breaker, backlog, failing, purged, skipped *prometheus.Desc
 }
 
-// describe makes the descriptions; label "export" is the server of a mount
-// worker, which serves all exports of that.
-func describe() descriptions {
-	worker := []string{"kind", "export"}
-	trash := []string{"export"}
+// describe makes the descriptions for a kind of pool. The label "export" of
+// mount workers is their server, since one serves all exports of that.
+func describe(kind string) descriptions {
+	worker := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("nfs_csi_worker_"+name, help, labels, prometheus.Labels{"kind": kind})
+	}
+	store := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("nfs_csi_"+name, help, []string{"export"}, nil)
+	}
 	return descriptions{
-		running: prometheus.NewDesc("nfs_csi_worker_running", "Worker processes that exist, the spare one and those that the kernel does not let go included.", []string{"kind"}, nil),
-		starts:  prometheus.NewDesc("nfs_csi_worker_starts_total", "Workers started for the export.", worker, nil),
-		kills:   prometheus.NewDesc("nfs_csi_worker_kills_total", "Workers killed because a call got no answer in time.", worker, nil),
-		crashes: prometheus.NewDesc("nfs_csi_worker_crashes_total", "Workers that ended by themselves.", worker, nil),
-		breaker: prometheus.NewDesc("nfs_csi_worker_breaker_open", "1 while calls are refused, or tried one at a time, after a failure.", worker, nil),
-		backlog: prometheus.NewDesc("nfs_csi_trash_backlog", "Deleted volumes that wait in the export's trash, as last seen.", trash, nil),
-		failing: prometheus.NewDesc("nfs_csi_trash_failing", "Those of the backlog that could not be removed so far.", trash, nil),
-		skipped: prometheus.NewDesc("nfs_csi_store_skipped_records_total", "Times that a listing left out a record that cannot be read.", trash, nil),
-		purged:  prometheus.NewDesc("nfs_csi_trash_purged_total", "Files and directories unlinked from the export's trash.", trash, nil),
+		running: worker("running", "Worker processes that exist, the spare one and those that the kernel does not let go included."),
+		starts:  worker("starts_total", "Workers started for the export.", "export"),
+		kills:   worker("kills_total", "Workers killed because a call got no answer in time.", "export"),
+		crashes: worker("crashes_total", "Workers that ended by themselves.", "export"),
+		breaker: worker("breaker_open", "1 while calls are refused, or tried one at a time, after a failure.", "export"),
+		backlog: store("trash_backlog", "Deleted volumes that wait in the export's trash, as last seen."),
+		failing: store("trash_failing", "Those of the backlog that could not be removed so far."),
+		purged:  store("trash_purged_total", "Files and directories unlinked from the export's trash."),
+		skipped: store("store_skipped_records_total", "Times that a listing left out a record that cannot be read."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (p *pool) Describe(ch chan<- *prometheus.Desc) {
-	d := describe()
+	d := describe(p.kind)
 	for _, desc := range []*prometheus.Desc{d.running, d.starts, d.kills, d.crashes, d.breaker} {
 		ch <- desc
 	}
@@ -57,11 +61,11 @@ func (p *pool) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector. It reads memory only.
 func (p *pool) Collect(ch chan<- prometheus.Metric) {
-	d := describe()
+	d := describe(p.kind)
 	p.mu.Lock()
 	running := len(p.processes)
 	p.mu.Unlock()
-	ch <- prometheus.MustNewConstMetric(d.running, prometheus.GaugeValue, float64(running), p.kind)
+	ch <- prometheus.MustNewConstMetric(d.running, prometheus.GaugeValue, float64(running))
 	for _, k := range p.all() {
 		k.mu.Lock()
 		c, open := k.counters, 0.0
@@ -79,7 +83,7 @@ func (p *pool) Collect(ch chan<- prometheus.Metric) {
 			{d.crashes, prometheus.CounterValue, float64(c.crashes)},
 			{d.breaker, prometheus.GaugeValue, open},
 		} {
-			ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value, p.kind, k.label)
+			ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value, k.label)
 		}
 		if p.kind == kindStore {
 			ch <- prometheus.MustNewConstMetric(d.backlog, prometheus.GaugeValue, float64(c.status.TrashBacklog), k.label)

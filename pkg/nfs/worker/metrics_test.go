@@ -1,0 +1,69 @@
+package worker
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+)
+
+func TestMetrics(t *testing.T) {
+	pool := newStorePool(t, StoreOptions{Options: testOptions()})
+	mounts, _ := newMountPool(t, testOptions())
+	e := export(t)
+	e.Options = []string{"vers=4.1"}
+	writeFile(t, filepath.Join(e.Share, "status"), "3 7")
+	s, _ := open(t, pool, e)
+	wantUnavailable(t, "crash", get(t.Context(), s, "crash")(), "exit status 7")
+	if err := mounts.Mount(t.Context(), nfs.Export{Server: "srv", Share: "/data"}, "", filepath.Join(e.Share, "target"), false); err != nil {
+		t.Fatal(err)
+	}
+
+	registry := prometheus.NewPedanticRegistry()
+	for _, c := range []prometheus.Collector{pool, mounts} {
+		if err := registry.Register(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			line := f.GetName()
+			for _, l := range m.GetLabel() {
+				line += fmt.Sprintf(" %s=%s", l.GetName(), l.GetValue())
+			}
+			got = append(got, fmt.Sprintf("%s %g", line, m.GetCounter().GetValue()+m.GetGauge().GetValue()))
+		}
+	}
+	store, mount := " export=fake:"+e.Share+" vers=4.1", " export=srv"
+	want := []string{
+		"nfs_csi_store_skipped_records_total" + store + " 0",
+		"nfs_csi_trash_backlog" + store + " 3",
+		"nfs_csi_trash_failing" + store + " 0",
+		"nfs_csi_trash_purged_total" + store + " 7",
+		"nfs_csi_worker_breaker_open" + store + " kind=store 1",
+		"nfs_csi_worker_breaker_open" + mount + " kind=mount 0",
+		"nfs_csi_worker_crashes_total" + store + " kind=store 1",
+		"nfs_csi_worker_crashes_total" + mount + " kind=mount 0",
+		"nfs_csi_worker_kills_total" + store + " kind=store 0",
+		"nfs_csi_worker_kills_total" + mount + " kind=mount 0",
+		"nfs_csi_worker_running kind=mount 1",
+		"nfs_csi_worker_running kind=store 0",
+		"nfs_csi_worker_starts_total" + store + " kind=store 1",
+		"nfs_csi_worker_starts_total" + mount + " kind=mount 1",
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("metrics (-want +got):\n%s", diff)
+	}
+}
