@@ -72,7 +72,6 @@ type creation struct {
 	claimed     bool // the claim is of this volume
 	newClaim    bool // and was made by this run
 	ownsDir     bool // the directory is this volume's
-	newDir      bool // and was made by this run
 	record      *record
 	recordFound *record // another run's record of this volume
 }
@@ -123,7 +122,7 @@ func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
 	switch {
 	case err != nil:
 		return nfs.Volume{}, err
-	case now == nil || now.ino != r.ino:
+	case now == nil || !now.file.sameFile(r.file):
 		return nfs.Volume{}, fmt.Errorf("%w: the volume is being deleted", nfs.ErrBusy)
 	}
 	return nfs.Volume{}, fmt.Errorf("%w: the directory is missing though the volume has a record, so its data may be lost: bring the directory back, or delete the volume", nfs.ErrForeign)
@@ -205,7 +204,9 @@ func (c *creation) build(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := setOwner(ctx, c.parent, c.base, c.spec); err != nil {
+	if err := setOwner(ctx, c.parent, c.base, c.spec); isAbsent(err) {
+		return fmt.Errorf("%w: the directory was removed while the volume was made: %v", nfs.ErrBusy, err)
+	} else if err != nil {
 		return err
 	}
 	r := newRecord(c.s.opts, c.spec, c.newParents)
@@ -224,9 +225,6 @@ func (c *creation) build(ctx context.Context) error {
 		return err
 	}
 	c.record = r
-	if c.newClaim && c.newDir {
-		return nil
-	}
 	err = c.settle(ctx)
 	if errors.Is(err, nfs.ErrConflict) {
 		c.ownsDir = false
@@ -282,7 +280,7 @@ func (c *creation) foreign() error {
 func (c *creation) makeDir(ctx context.Context) error {
 	err := c.mkdir(ctx)
 	if err == nil {
-		c.ownsDir, c.newDir = true, true
+		c.ownsDir = true
 		return nil
 	}
 	if !isTaken(err) {
@@ -388,24 +386,50 @@ func idText(id *uint32) string {
 	return fmt.Sprint(*id)
 }
 
-// settle makes good what another run for the same volume, which failed where
-// this one did not, may have undone beneath it: the claim, and the directory
-// while it was empty. Only a run that made both itself has no need of it.
+// settle makes good what another run for the same volume may have undone beneath
+// this one by failing: the claim, and the directory while it was empty. If it
+// was undone by a delete, the record is gone too, and nothing is to be made good.
 func (c *creation) settle(ctx context.Context) error {
 	if err := c.l.dirs.refresh(ctx); err != nil {
+		return err
+	}
+	owner, err := c.l.claimant(ctx, c.spec.Dir)
+	if err != nil {
+		return err
+	}
+	missing := c.findDir(ctx, lookForSure)
+	if owner == c.id && missing == nil {
+		return nil
+	}
+	if missing != nil && !isAbsent(missing) {
+		return missing
+	}
+	if err := c.stillRecorded(ctx); err != nil {
 		return err
 	}
 	if err := c.reclaim(ctx); err != nil {
 		return err
 	}
-	err := c.findDir(ctx, lookForSure)
-	if !isAbsent(err) {
-		return err
+	c.claimed = true
+	if missing != nil {
+		if err := c.mkdir(ctx); err == nil {
+			c.ownsDir = true
+		} else if !isTaken(err) {
+			return err
+		}
+		if err := setOwner(ctx, c.parent, c.base, c.spec); err != nil {
+			return err
+		}
 	}
-	if err := c.mkdir(ctx); err != nil && !isTaken(err) {
-		return err
+	return c.stillRecorded(ctx)
+}
+
+func (c *creation) stillRecorded(ctx context.Context) error {
+	r, err := c.l.recordForSure(ctx, c.id)
+	if err == nil && r == nil {
+		err = fmt.Errorf("%w: the volume was deleted as soon as it was made", nfs.ErrBusy)
 	}
-	return setOwner(ctx, c.parent, c.base, c.spec)
+	return err
 }
 
 // undo removes what the run has made after it failed for good, in reverse order.
@@ -428,6 +452,12 @@ func (c *creation) remove(ctx context.Context) error {
 	r, err := c.l.recordForSure(ctx, c.id)
 	if err != nil || r != nil && r.Dir == c.spec.Dir {
 		return err
+	}
+	if err := c.l.dirs.refresh(ctx); err != nil {
+		return err
+	}
+	if owner, err := c.l.claimant(ctx, c.spec.Dir); err != nil || owner != c.id {
+		return err // whatever is there now is someone else's
 	}
 	if c.ownsDir {
 		switch err := c.parent.rmdir(ctx, c.base); {

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
@@ -62,7 +63,7 @@ func (s *Store) deleteVolume(ctx context.Context, id, dir string) error {
 		return err
 	}
 	d := &deletion{s: s, l: l, record: r}
-	defer func() { d.parent.close() }()
+	defer func() { d.parent.close(); d.held.close() }()
 	err = d.run(ctx)
 	s.reopenAfter(l, err)
 	if err != nil {
@@ -100,8 +101,7 @@ type deletion struct {
 	record *record
 
 	parent *dir // nil when it does not exist
-	there  bool // the directory was in it
-	ino    uint64
+	held   *dir // the volume's directory; nil when it is not there
 }
 
 func (d *deletion) run(ctx context.Context) error {
@@ -138,6 +138,14 @@ func (d *deletion) retain(ctx context.Context) error {
 // saw is the volume, and not what someone made there after another process had
 // deleted the volume.
 func (d *deletion) look(ctx context.Context) error {
+	owner, err := d.l.claimant(ctx, d.record.Dir)
+	if err != nil {
+		return err
+	}
+	if owner != "" && owner != d.record.ID {
+		klog.FromContext(ctx).Info("A volume is deleted without its directory, which belongs to another volume", "volume", d.record.Name, "dir", d.record.Dir, "owner", owner)
+		return nil
+	}
 	parent, _, err := d.s.walk(ctx, parentOf(d.record.Dir), lookForSure)
 	if err == nil {
 		d.parent = parent
@@ -150,33 +158,32 @@ func (d *deletion) look(ctx context.Context) error {
 		return err
 	}
 	st, err := d.l.volumes.lstat(ctx, d.record.ID+recordSuffix)
-	if isAbsent(err) || err == nil && st.ino != d.record.ino {
+	if isAbsent(err) || err == nil && !st.sameFile(d.record.file) {
 		return fmt.Errorf("%w: another process has just deleted the volume", nfs.ErrBusy)
 	}
 	return err
 }
 
 func (d *deletion) lookAt(ctx context.Context, base string) error {
-	st, err := d.parent.lstat(ctx, base)
+	held, err := d.parent.hold(ctx, base)
 	if isAbsent(err) {
 		if err := d.parent.refresh(ctx); err != nil {
 			return err
 		}
-		st, err = d.parent.lstat(ctx, base)
+		held, err = d.parent.hold(ctx, base)
 	}
-	if err != nil {
-		return err
+	switch {
+	case err == nil:
+		d.held = held
+	case isNotDir(err):
+		err = fmt.Errorf("%w: it has become a file or a symbolic link: remove that by hand and try again", nfs.ErrForeign)
 	}
-	if !st.isDir() {
-		return fmt.Errorf("%w: it has become a file or a symbolic link: remove that by hand and try again", nfs.ErrForeign)
-	}
-	d.there, d.ino = true, st.ino
-	return nil
+	return err
 }
 
 // trash moves the directory to the trash.
 func (d *deletion) trash(ctx context.Context, stem string) error {
-	if !d.there {
+	if d.held == nil {
 		return nil
 	}
 	err := d.move(ctx, d.l.trash, stem)
@@ -209,7 +216,7 @@ func (d *deletion) hide(ctx context.Context, stem string) error {
 // volume, which the first attempt has placed. No attempt can choose another, so
 // nothing is archived twice or over something else.
 func (d *deletion) archive(ctx context.Context, _ string) error {
-	if !d.there {
+	if d.held == nil {
 		// It was archived by an attempt that got no further, or is lost.
 		return nil
 	}
@@ -240,7 +247,12 @@ func (d *deletion) archive(ctx context.Context, _ string) error {
 	case !isAbsent(err):
 		return err
 	}
-	return d.move(ctx, d.parent, a.Target)
+	if err := d.move(ctx, d.parent, a.Target); isNotEmpty(err) {
+		return fmt.Errorf("%w: another process archives it just now: %v", nfs.ErrBusy, err)
+	} else if err != nil {
+		return err
+	}
+	return nil
 }
 
 // archiveName is "archived-<base>-<time>-<id>", with the base cut short where
@@ -267,16 +279,27 @@ func (d *deletion) move(ctx context.Context, to *dir, name string) error {
 	if err != nil {
 		return err
 	}
-	st, err := to.lstat(ctx, name)
-	if isAbsent(err) || err == nil && st.ino == d.ino {
-		return nil
+	// From here on the context must not leave it half done.
+	ctx = context.WithoutCancel(ctx)
+	moved, err := to.lstat(ctx, name)
+	if isAbsent(err) {
+		return nil // purged already
 	}
 	if err != nil {
 		return err
 	}
-	// Whatever the context says: this must not stay half done.
-	if err := to.rename(context.WithoutCancel(ctx), name, d.parent, base); err != nil {
-		return fmt.Errorf("another process has deleted the volume and a new directory was moved to %q by mistake, which cannot be moved back: do it by hand, at once: %w", path.Join(to.path, name), err)
+	// While the directory that is held still exists, no other has its inode number.
+	ino, err := d.held.stat(ctx)
+	switch {
+	case err == nil && ino == moved.ino:
+		return nil
+	case err != nil && !errors.Is(err, nfs.ErrStale):
+		return err
+	}
+	if err := to.rename(ctx, name, d.parent, base); isAbsent(err) {
+		return nil // purged already
+	} else if err != nil {
+		return fmt.Errorf("another process has deleted the volume, and a new directory was moved to %q by mistake and cannot be moved back: do it by hand, at once: %w", path.Join(to.path, name), err)
 	}
 	return fmt.Errorf("%w: another process has just deleted the volume, and its directory was made anew", nfs.ErrBusy)
 }

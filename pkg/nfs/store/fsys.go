@@ -89,9 +89,18 @@ func (d *dir) do(ctx context.Context, op, name string, call func(fd int) error) 
 // openDir opens a directory in this one. An entry that is no directory, be it a
 // symbolic link to one, is ENOTDIR or ELOOP: see isNotDir.
 func (d *dir) openDir(ctx context.Context, name string) (*dir, error) {
+	return d.openAs(ctx, name, unix.O_RDONLY)
+}
+
+// hold opens a directory, whatever its mode, for nothing but stat and close.
+func (d *dir) hold(ctx context.Context, name string) (*dir, error) {
+	return d.openAs(ctx, name, unix.O_PATH)
+}
+
+func (d *dir) openAs(ctx context.Context, name string, flag int) (*dir, error) {
 	var f *os.File
 	err := d.do(ctx, "open", name, func(fd int) error {
-		n, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		n, err := unix.Openat(fd, name, flag|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err == nil {
 			f = os.NewFile(uintptr(n), path.Join(d.path, name))
 		}
@@ -146,6 +155,10 @@ type info struct {
 	mtime    unix.Timespec
 }
 
+// sameFile compares a file that is never written to again with what it was: an
+// inode number alone may belong to another file by now.
+func (i info) sameFile(o info) bool { return i.ino == o.ino && i.mtime == o.mtime }
+
 func (i info) isDir() bool     { return i.mode&unix.S_IFMT == unix.S_IFDIR }
 func (i info) isRegular() bool { return i.mode&unix.S_IFMT == unix.S_IFREG }
 
@@ -167,14 +180,26 @@ func (d *dir) lstat(ctx context.Context, name string) (info, error) {
 // cache for as long as acdirmax (nfs(5)), though another client made it since.
 // A directory that is itself gone is ESTALE, on every file system.
 func (d *dir) refresh(ctx context.Context) error {
-	return d.do(ctx, "refresh", "", func(fd int) error {
+	_, err := d.stat(ctx)
+	if errors.Is(err, unix.ESTALE) && !d.kept {
+		return fmt.Errorf("%w: %q was removed at this moment", nfs.ErrBusy, d.path)
+	}
+	return err
+}
+
+// stat asks the server for the opened directory's inode number, and is ESTALE
+// when the directory was removed.
+func (d *dir) stat(ctx context.Context) (ino uint64, err error) {
+	err = d.do(ctx, "stat", "", func(fd int) error {
 		var st unix.Statx_t
 		err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
 		if err == nil && st.Nlink == 0 {
 			return unix.ESTALE
 		}
+		ino = st.Ino
 		return err
 	})
+	return ino, err
 }
 
 // mkdir fails with EEXIST when there is anything of that name. The umask applies.
@@ -280,8 +305,8 @@ func (d *dir) statfs(ctx context.Context) (unix.Statfs_t, error) {
 }
 
 // readFile returns the content of a regular file of at most limit bytes, and
-// its inode number. ELOOP means that it is a symbolic link.
-func (d *dir) readFile(ctx context.Context, name string, limit int) (data []byte, ino uint64, err error) {
+// what it is. ELOOP means that it is a symbolic link.
+func (d *dir) readFile(ctx context.Context, name string, limit int) (data []byte, of info, err error) {
 	err = d.do(ctx, "read", name, func(fd int) error {
 		// O_NONBLOCK, so that a planted FIFO is seen instead of waited for.
 		n, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -299,11 +324,11 @@ func (d *dir) readFile(ctx context.Context, name string, limit int) (data []byte
 		if st.Size > int64(limit) {
 			return fmt.Errorf("%w: its %d bytes are more than the %d that this driver writes", nfs.ErrForeign, st.Size, limit)
 		}
-		ino = st.Ino
+		of = infoOf(&st)
 		data, err = readUpTo(n, limit)
 		return err
 	})
-	return data, ino, err
+	return data, of, err
 }
 
 func readUpTo(fd, limit int) ([]byte, error) {

@@ -169,7 +169,7 @@ func (l *layout) recordForSure(ctx context.Context, id string) (*record, error) 
 }
 
 func (l *layout) recordIn(ctx context.Context, d *dir, name, id string) (*record, error) {
-	data, ino, err := readDocument(ctx, d, name)
+	data, file, err := readDocument(ctx, d, name)
 	if err != nil {
 		if isAbsent(err) {
 			return nil, nil
@@ -183,22 +183,22 @@ func (l *layout) recordIn(ctx context.Context, d *dir, name, id string) (*record
 	if r.ID != id {
 		return nil, fmt.Errorf("%w: the record %q is of the volume %q", nfs.ErrForeign, path.Join(d.path, name), r.ID)
 	}
-	r.ino = ino
+	r.file = file
 	return r, nil
 }
 
 // readDocument reads what publish has written.
-func readDocument(ctx context.Context, d *dir, name string) (data []byte, ino uint64, err error) {
-	data, ino, err = d.readFile(ctx, name, recordLimit)
+func readDocument(ctx context.Context, d *dir, name string) (data []byte, file info, err error) {
+	data, file, err = d.readFile(ctx, name, recordLimit)
 	if !errors.Is(err, unix.ELOOP) {
-		return data, ino, err
+		return data, file, err
 	}
 	text, err := d.readlink(ctx, name)
 	if err != nil {
-		return nil, 0, err
+		return nil, info{}, err
 	}
-	st, err := d.lstat(ctx, name)
-	return []byte(text), st.ino, err
+	file, err = d.lstat(ctx, name)
+	return []byte(text), file, err
 }
 
 // publish writes data under the name in d, all of it or nothing, and fails with

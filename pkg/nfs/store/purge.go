@@ -402,7 +402,8 @@ func (p *purger) remove(ctx context.Context, parent *dir, name string, top *dir,
 	if top == nil {
 		top = d
 	}
-	if err := p.empty(ctx, d, top, depth+1); err != nil {
+	// The directory itself may vanish beneath us; rmdir will tell.
+	if err := p.empty(ctx, d, top, depth+1); err != nil && !isAbsent(err) && !errors.Is(err, nfs.ErrStale) {
 		return err
 	}
 	if err := p.limiter.Wait(ctx); err != nil {

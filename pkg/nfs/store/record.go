@@ -45,8 +45,8 @@ type record struct {
 	Created        time.Time    `json:"created"`
 	Changed        time.Time    `json:"changed"`
 
-	// ino is the inode number of the file that the record was read from.
-	ino uint64
+	// file is what the record was read from.
+	file info
 }
 
 // archiveRecord says where the directory of a volume that was deleted with

@@ -1,0 +1,9 @@
+package store
+
+import (
+	"context"
+)
+
+type hammerJob struct{}
+
+func (h *hammerJob) run(context.Context, *Store) error { return nil }

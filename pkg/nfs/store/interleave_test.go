@@ -1,0 +1,287 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+)
+
+// interrupted calls f on a store on dir whose n-th foreground file operation is
+// preceded by a call of between, and reports whether it came to that. between
+// may return an error for the operation.
+func interrupted(t testing.TB, dir string, n int, between func(op string) error, f func(ctx context.Context, s *Store)) (happened bool) {
+	t.Helper()
+	ops := 0
+	s := openStore(t, dir, func(o *Options) {
+		o.hook = func(ctx context.Context, op, path string) error {
+			if ctx.Value(foregroundKey{}) == nil {
+				return nil
+			}
+			if ops++; ops != n {
+				return nil
+			}
+			happened = true
+			return between(op)
+		}
+	})
+	f(context.WithValue(t.Context(), foregroundKey{}, true), s)
+	return happened
+}
+
+// eachOperation runs a subtest for every n until body says that the n-th
+// operation never came.
+func eachOperation(t *testing.T, body func(t *testing.T, n int) bool) {
+	for n, more := 1, true; more && !t.Failed(); n++ {
+		t.Run(fmt.Sprint(n), func(t *testing.T) { more = body(t, n) })
+	}
+}
+
+// untilSettled repeats what another process may have stood in the way of.
+func untilSettled(t testing.TB, f func() error) error {
+	t.Helper()
+	var err error
+	for range 50 {
+		if err = f(); !errors.Is(err, nfs.ErrBusy) {
+			return err
+		}
+	}
+	t.Fatalf("still busy: %v", err)
+	return nil
+}
+
+// A slow delete must not take what was made in the volume's place after another
+// process had deleted the volume.
+func TestSlowDelete(t *testing.T) {
+	for _, onDelete := range []nfs.OnDelete{nfs.Delete, nfs.Archive, nfs.Retain} {
+		for _, dir := range []string{"data", "ns/data"} {
+			t.Run(string(onDelete)+":"+strings.ReplaceAll(dir, "/", ":"), func(t *testing.T) {
+				eachOperation(t, func(t *testing.T, n int) bool {
+					d := t.TempDir()
+					other := openStore(t, d, func(o *Options) { o.purgeGrace = 0 })
+					old := with(volumeSpec("old", dir), func(s *nfs.VolumeSpec) { s.OnDelete = onDelete })
+					create(t, other, old)
+					mustWrite(t, filepath.Join(d, dir, "file"), "old")
+					var slow error
+					happened := interrupted(t, d, n, func(string) error {
+						remove(t, other, "old")
+						if onDelete == nfs.Retain {
+							if err := os.RemoveAll(filepath.Join(d, dir)); err != nil {
+								t.Fatal(err)
+							}
+						}
+						err := untilSettled(t, func() error {
+							_, err := other.CreateVolume(t.Context(), volumeSpec("new", dir))
+							return err
+						})
+						if errors.Is(err, nfs.ErrConflict) && onDelete != nfs.Retain {
+							return nil // the slow one holds the claim still
+						}
+						if err != nil {
+							t.Fatal(err)
+						}
+						mustWrite(t, filepath.Join(d, dir, "file"), "new")
+						return nil
+					}, func(ctx context.Context, s *Store) {
+						slow = s.DeleteVolume(ctx, "old", "")
+					})
+					if slow != nil && !errors.Is(slow, nfs.ErrBusy) {
+						t.Errorf("the slow delete: %v", slow)
+					}
+					if err := untilSettled(t, func() error { return other.DeleteVolume(t.Context(), "old", "") }); err != nil {
+						t.Error(err)
+					}
+					openStore(t, d)
+					waitPurged(t, d)
+					if !happened {
+						consistent(t, d)
+						return false
+					}
+					create(t, other, volumeSpec("new", dir))
+					if exists(filepath.Join(d, dir, "file")) {
+						if data, err := os.ReadFile(filepath.Join(d, dir, "file")); err != nil || string(data) != "new" {
+							t.Errorf("the new volume holds %q, %v", data, err)
+						}
+					}
+					if data, err := os.ReadFile(filepath.Join(d, dir, "file")); slow != nil && (err != nil || string(data) != "new") {
+						t.Errorf("the slow delete said %v, and the new volume holds %q, %v", slow, data, err)
+					}
+					consistent(t, d)
+					return true
+				})
+			})
+		}
+	}
+}
+
+// While one create runs, something else happens before each of its operations.
+func TestCreateInterrupted(t *testing.T) {
+	spec := volumeSpec("v", "a/v")
+	tests := map[string]struct {
+		between func(t *testing.T, d string, other *Store)
+		wantErr []error // what the create may say, beside nothing
+		check   func(t *testing.T, d string, other *Store, err error)
+	}{
+		"the same volume is made": {
+			between: func(t *testing.T, d string, other *Store) {
+				if _, err := other.CreateVolume(t.Context(), spec); err != nil && !errors.Is(err, nfs.ErrBusy) {
+					t.Error(err)
+				}
+			},
+			wantErr: []error{nfs.ErrBusy},
+			check: func(t *testing.T, d string, other *Store, _ error) {
+				create(t, other, spec)
+			},
+		},
+		"the same volume is made and deleted": {
+			between: func(t *testing.T, d string, other *Store) {
+				if _, err := other.CreateVolume(t.Context(), spec); err == nil {
+					remove(t, other, "v")
+				}
+			},
+			wantErr: []error{nfs.ErrBusy},
+			check: func(t *testing.T, d string, other *Store, _ error) {
+				create(t, other, spec)
+			},
+		},
+		"another volume takes the directory": {
+			between: func(t *testing.T, d string, other *Store) {
+				_, err := other.CreateVolume(t.Context(), volumeSpec("w", spec.Dir))
+				if err != nil && !errors.Is(err, nfs.ErrConflict) && !errors.Is(err, nfs.ErrForeign) {
+					t.Error(err)
+				}
+			},
+			wantErr: []error{nfs.ErrConflict, nfs.ErrBusy},
+			check: func(t *testing.T, d string, other *Store, err error) {
+				_, getErr := other.GetVolume(t.Context(), "w")
+				if (err == nil) == (getErr == nil) {
+					t.Errorf("v: %v, w: %v; want one of them", err, getErr)
+				}
+			},
+		},
+		"a volume takes the parent": {
+			between: func(t *testing.T, d string, other *Store) {
+				_, err := other.CreateVolume(t.Context(), volumeSpec("w", "a"))
+				if err != nil && !errors.Is(err, nfs.ErrConflict) && !errors.Is(err, nfs.ErrForeign) {
+					t.Error(err)
+				}
+			},
+			wantErr: []error{nfs.ErrConflict},
+			check: func(t *testing.T, d string, other *Store, err error) {
+				_, getErr := other.GetVolume(t.Context(), "w")
+				if (err == nil) == (getErr == nil) {
+					t.Errorf("v: %v, w: %v; want one of them", err, getErr)
+				}
+			},
+		},
+		"a neighbour comes and goes": {
+			between: func(t *testing.T, d string, other *Store) {
+				create(t, other, volumeSpec("w", "a/w"))
+				remove(t, other, "w")
+			},
+			check: func(t *testing.T, d string, other *Store, err error) {},
+		},
+		"someone makes the directory": {
+			between: func(t *testing.T, d string, other *Store) {
+				mustMkdir(t, d+"/a")
+				if err := os.Mkdir(d+"/a/v", 0o755); err == nil {
+					mustWrite(t, d+"/a/v/theirs", "x")
+				}
+			},
+			wantErr: []error{nfs.ErrForeign, nfs.ErrBusy},
+			check: func(t *testing.T, d string, other *Store, err error) {
+				if (err == nil) == exists(d+"/a/v/theirs") {
+					t.Errorf("create said %v; their file: %v", err, exists(d+"/a/v/theirs"))
+				}
+			},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			eachOperation(t, func(t *testing.T, n int) bool {
+				d := t.TempDir()
+				other := openStore(t, d)
+				create(t, other, volumeSpec("neighbour", "neighbour"))
+				var err error
+				happened := interrupted(t, d, n, func(string) error {
+					tt.between(t, d, other)
+					return nil
+				}, func(ctx context.Context, s *Store) {
+					_, err = s.CreateVolume(ctx, spec)
+				})
+				allowed := err == nil
+				for _, want := range tt.wantErr {
+					allowed = allowed || errors.Is(err, want)
+				}
+				if !allowed {
+					t.Errorf("the create: %v", err)
+				}
+				waitPurged(t, d)
+				if happened {
+					tt.check(t, d, other, err)
+				}
+				waitPurged(t, d)
+				consistent(t, d)
+				return happened
+			})
+		})
+	}
+}
+
+// One process fails at any operation of its create while another makes the same
+// volume before any other: what the second was told stays true.
+func TestCreateFailsBesideSuccess(t *testing.T) {
+	spec := volumeSpec("v", "a/v")
+	eachOperation(t, func(t *testing.T, n int) bool {
+		more := false
+		for m := 1; ; m++ {
+			d := t.TempDir()
+			other := openStore(t, d)
+			create(t, other, volumeSpec("neighbour", "neighbour"))
+			var second error
+			started := false
+			var outer, inner int
+			s := openStore(t, d, func(o *Options) {
+				o.hook = func(ctx context.Context, op, path string) error {
+					if ctx.Value(foregroundKey{}) == nil {
+						return nil
+					}
+					outer++
+					if outer == m+n {
+						started = true
+						_, second = other.CreateVolume(t.Context(), spec)
+					}
+					if outer == n {
+						inner++
+						return unix.ENOSPC
+					}
+					return nil
+				}
+			})
+			_, first := s.CreateVolume(context.WithValue(t.Context(), foregroundKey{}, true), spec)
+			if inner > 0 {
+				more = true
+			}
+			if started && second == nil {
+				consistent(t, d)
+				if _, err := other.GetVolume(t.Context(), "v"); err != nil {
+					t.Errorf("failed at %d (%v), the other made it at %d: %v", n, first, n+m, err)
+				}
+			}
+			if err := untilSettled(t, func() error { _, err := other.CreateVolume(t.Context(), spec); return err }); err != nil {
+				t.Errorf("at last: %v", err)
+			}
+			consistent(t, d)
+			if t.Failed() || !started {
+				return more
+			}
+		}
+	})
+}
