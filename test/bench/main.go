@@ -25,7 +25,7 @@ import (
 const (
 	budget  = 25 * time.Minute
 	share   = "/srv/xfs"
-	inguest = "./test/bench/inguest"
+	inguest = "github.com/nfs-csi/nfs-csi-driver/test/bench/inguest"
 	// filled directories of files each are made on the server, to become the
 	// content of volumes.
 	filled, files = 3, 100_000

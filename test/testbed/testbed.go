@@ -39,8 +39,8 @@ type Bed struct {
 
 const (
 	binDir        = "bin"
-	driverPackage = "./cmd/nfs-csi-driver"
-	callPackage   = "./test/csicall"
+	driverPackage = "github.com/nfs-csi/nfs-csi-driver/cmd/nfs-csi-driver"
+	callPackage   = "github.com/nfs-csi/nfs-csi-driver/test/csicall"
 )
 
 // Start builds the programs and boots the guests.
