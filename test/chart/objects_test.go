@@ -107,8 +107,6 @@ func decode(t *testing.T, stream string) objects {
 	return out
 }
 
-func kind(o object) string { return o.GetObjectKind().GroupVersionKind().Kind }
-
 // key names an object as the API server tells objects apart.
 func key(o object) string {
 	return fmt.Sprintf("%s %s/%s", o.GetObjectKind().GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName())
