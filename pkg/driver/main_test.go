@@ -22,7 +22,12 @@ import (
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// csi-sanity runs in ginkgo, which handles signals until the process ends.
+		goleak.IgnoreTopFunction("github.com/onsi/ginkgo/v2/internal/interrupt_handler.(*InterruptHandler).registerForInterrupts.func2"),
+	)
+}
 
 // fakeStores and fakeStore are structs of functions. An unset one that is
 // called panics on nil, which the recovery turns into Internal and so fails any
