@@ -21,6 +21,8 @@ const runMark = "---- "
 // bootTimeout bounds a start when the caller's context does not. A start takes three seconds.
 const bootTimeout = 90 * time.Second
 
+var errAlreadyRuns = errors.New("it runs already")
+
 // GuestSpec describes a guest.
 type GuestSpec struct {
 	Name     string // its host name, which every guest of the lab can resolve
@@ -89,7 +91,7 @@ func (l *Lab) addGuest(spec GuestSpec) (*Guest, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.vm.running() {
-		return nil, fmt.Errorf("start guest %s: it runs already", spec.Name)
+		return nil, fmt.Errorf("start guest %s: %w", spec.Name, errAlreadyRuns)
 	}
 	g.spec = spec
 	return g, nil
@@ -111,6 +113,9 @@ func (g *Guest) boot(ctx context.Context) error {
 	defer cancel()
 	began := time.Now()
 	if err := g.tryBoot(ctx); err != nil {
+		if errors.Is(err, errAlreadyRuns) {
+			return fmt.Errorf("start guest %s: %w", g.name, err) // and leave it alone
+		}
 		err = fmt.Errorf("start guest %s: %w", g.name, err)
 		if tail := g.logTail(20); tail != "" {
 			err = fmt.Errorf("%w\nthe end of %s:\n%s", err, g.logPath(), tail)
@@ -175,6 +180,10 @@ func (g *Guest) tryBoot(ctx context.Context) error {
 		g.mu.Unlock()
 		return errors.New("the lab is closed")
 	}
+	if g.vm.running() {
+		g.mu.Unlock()
+		return errAlreadyRuns
+	}
 	v, err := startVM(vmOptions{
 		name: g.name, agent: g.lab.agent, kernel: g.lab.kernel, netns: g.lab.net.path(), log: g.logPath(), args: args,
 		writable: writable,
@@ -186,12 +195,7 @@ func (g *Guest) tryBoot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// For the next lab, should this one and the supervisor both be killed.
-	start, err := processStart(v.kernelPID)
-	if err == nil {
-		err = writeJSON(filepath.Join(g.lab.dir, g.name+".pid"), owner{PID: v.kernelPID, Start: start})
-	}
-	if err != nil {
+	if err := g.rememberProcesses(v); err != nil {
 		return err
 	}
 	return v.waitReady(ctx)

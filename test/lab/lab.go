@@ -53,9 +53,7 @@ func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err := prepare(ctx, l.log, o.Tools); err != nil {
 		return nil, err
 	}
-	if err := removeLeftovers(ctx, l.log); err != nil {
-		return nil, err
-	}
+	removeLeftovers(ctx, l.log)
 	if l.agent, err = buildAgent(ctx); err != nil {
 		return nil, err
 	}

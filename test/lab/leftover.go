@@ -52,42 +52,73 @@ func claim(name string) (id, dir string, err error) {
 	return id, dir, nil
 }
 
-// removeLeftovers ends and removes the labs whose owner is gone.
-func removeLeftovers(ctx context.Context, log *logger) error {
+// leftoverTimeout bounds the removal of leftovers, so that what one lab left cannot stop all others.
+const leftoverTimeout = 30 * time.Second
+
+// removeLeftovers ends and removes the labs whose owner is gone. What cannot be removed is logged:
+// it is in no other lab's way.
+func removeLeftovers(ctx context.Context, log *logger) {
+	ctx, cancel := context.WithTimeout(ctx, leftoverTimeout)
+	defer cancel()
 	entries, err := os.ReadDir(workRoot)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return
 	}
 	if err != nil {
-		return fmt.Errorf("look for leftovers: %w", err)
+		log.printf("cannot look for leftovers: %v", err)
+		return
 	}
 	// Labs that start at the same moment must not clean the same place.
-	lock, err := os.OpenFile(filepath.Join(workRoot, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	unlock, err := lockFile(ctx, filepath.Join(workRoot, ".lock"))
 	if err != nil {
-		return fmt.Errorf("look for leftovers: %w", err)
+		log.printf("cannot look for leftovers: %v", err)
+		return
 	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("look for leftovers: %w", err)
-	}
+	defer unlock()
 	for _, e := range entries {
 		dir := filepath.Join(workRoot, e.Name())
 		if !e.IsDir() || ownerLives(dir) {
 			continue
 		}
 		log.printf("removing what lab %s left", e.Name())
-		if err := endLeftoverGuests(ctx, dir); err != nil {
-			return fmt.Errorf("leftover lab %s: %w", e.Name(), err)
-		}
-		n := &network{name: e.Name()}
-		if err := n.remove(ctx); err != nil {
-			return fmt.Errorf("leftover lab %s: %w", e.Name(), err)
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("leftover lab %s: %w", e.Name(), err)
+		if err := removeLeftover(ctx, e.Name(), dir); err != nil {
+			log.printf("leftover lab %s: %v", e.Name(), err)
 		}
 	}
-	return nil
+}
+
+func removeLeftover(ctx context.Context, id, dir string) error {
+	if err := endLeftoverGuests(ctx, dir); err != nil {
+		return err
+	}
+	if err := (&network{name: id}).remove(ctx); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// lockFile takes a lock on a file. flock(2) itself cannot be told to give up.
+func lockFile(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func ownerLives(dir string) bool {
@@ -100,8 +131,13 @@ func ownerLives(dir string) bool {
 	return o.lives()
 }
 
+// lives says whether the process runs: neither has it ended, nor is it another with its pid.
 func (o owner) lives() bool {
-	start, err := processStart(o.PID)
+	fields, err := statFields(o.PID)
+	if err != nil || fields[0] == "Z" || fields[0] == "X" {
+		return false
+	}
+	start, err := strconv.ParseUint(fields[statStart], 10, 64)
 	return err == nil && start == o.Start
 }
 
@@ -112,22 +148,44 @@ func endLeftoverGuests(ctx context.Context, dir string) error {
 		return err
 	}
 	for _, f := range files {
-		var kernel owner
-		if err := readJSON(f, &kernel); err != nil {
+		var p guestProcesses
+		if err := readJSON(f, &p); err != nil {
 			continue // the guest had not started
 		}
-		if err := endGuest(ctx, kernel); err != nil {
+		if err := endGuest(ctx, p.Kernel); err != nil {
 			return err
+		}
+		if p.Supervisor.lives() {
+			if err := unix.Kill(p.Supervisor.PID, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("kill process %d: %w", p.Supervisor.PID, err)
+			}
 		}
 	}
 	return nil
 }
 
+// guestProcesses are remembered for the next lab, should this one and the supervisor both be
+// killed.
+type guestProcesses struct{ Supervisor, Kernel owner }
+
+func (g *Guest) rememberProcesses(v *vm) error {
+	var p guestProcesses
+	for pid, o := range map[int]*owner{v.supervisor.Process.Pid: &p.Supervisor, v.kernelPID: &p.Kernel} {
+		start, err := processStart(pid)
+		if err != nil {
+			return err
+		}
+		*o = owner{PID: pid, Start: start}
+	}
+	return writeJSON(filepath.Join(g.lab.dir, g.name+".pid"), p)
+}
+
 // endGuest kills the processes of a guest, which are the process group of its kernel: with one
-// signal, see contain in the agent. If another process has the kernel's pid now, they are gone.
+// signal, see contain in the agent. The kernel is process 1 of the guest's pid namespace, so it is
+// the last of them to end.
 func endGuest(ctx context.Context, kernel owner) error {
 	for {
-		if start, err := processStart(kernel.PID); err == nil && start != kernel.Start {
+		if !kernel.lives() {
 			return nil
 		}
 		err := unix.Kill(-kernel.PID, unix.SIGKILL)
@@ -145,13 +203,16 @@ func endGuest(ctx context.Context, kernel owner) error {
 	}
 }
 
+// statStart is the index of the start time in statFields.
+const statStart = 19
+
 // processStart returns when a process started, in clock ticks since boot.
 func processStart(pid int) (uint64, error) {
 	fields, err := statFields(pid)
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return strconv.ParseUint(fields[statStart], 10, 64)
 }
 
 // statFields returns the fields of /proc/PID/stat from the third (the state) on.

@@ -17,7 +17,9 @@ import (
 // errGone is why commands fail whose guest ends.
 var errGone = errors.New("the guest has ended")
 
-// Cmd is a command for a guest. Args[0] is looked up in the guest's PATH.
+// Cmd is a command for a guest. Args[0] is looked up in the guest's PATH. The command has ended when
+// its process has; a child that it leaves behind loses the output soon after, so let a daemon write
+// to a file.
 type Cmd struct {
 	Args []string
 	Env  []string // KEY=value, added to PATH, HOME, LANG and TERM

@@ -79,6 +79,7 @@ func (l *Lab) StartServer(ctx context.Context, spec ServerSpec) (*Server, error)
 		}
 		config.Exports = append(config.Exports, x)
 	}
+	// The directory is part of the configuration of the guest's kernel from its start.
 	state := filepath.Join(l.dir, spec.Name+".state")
 	if err := mkdir(state); err != nil {
 		return nil, err

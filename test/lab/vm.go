@@ -31,7 +31,8 @@ type vm struct {
 	supervisor *exec.Cmd
 	serial     net.Conn // to the agent in the guest
 	out        *wire.Queue[*wire.Frame]
-	hello      chan struct{} // closed when the agent answers
+	window     *wire.WindowWriter // writes what is in out
+	hello      chan struct{}      // closed when the agent answers
 	gone       chan struct{}
 
 	controlMu sync.Mutex
@@ -95,6 +96,7 @@ func startVM(o vmOptions) (*vm, error) {
 	}
 	defer theirControl.Close()
 	v.answers = bufio.NewReader(v.control)
+	v.window = wire.NewWindowWriter(v.serial)
 
 	v.supervisor = exec.Command(o.agent, args...)
 	v.supervisor.Stdout, v.supervisor.Stderr = log, log
@@ -125,6 +127,7 @@ func (v *vm) run() {
 	v.serial.Close()
 	v.control.Close()
 	v.out.Close()
+	v.window.Close()
 	wg.Wait()
 	v.mu.Lock()
 	v.exitErr = err
@@ -197,8 +200,12 @@ func (v *vm) read() {
 		if err != nil {
 			return // the guest has ended or is about to
 		}
-		if f.Kind == wire.Hello {
+		switch f.Kind {
+		case wire.Hello:
 			close(v.hello)
+			continue
+		case wire.Ack:
+			v.window.Acknowledge(f.Num)
 			continue
 		}
 		v.mu.Lock()
@@ -219,7 +226,7 @@ func (v *vm) read() {
 
 // write sends what is queued, so that a frozen guest holds up nobody.
 func (v *vm) write() {
-	enc := wire.NewEncoder(v.serial)
+	enc := wire.NewEncoder(v.window)
 	for {
 		f, ok := v.out.Get()
 		if !ok || enc.Encode(f) != nil {

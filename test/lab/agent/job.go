@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,22 +57,35 @@ func (j *job) exec(stdout, stderr io.Writer) wire.ExitStatus {
 	if cmd.Dir == "" {
 		cmd.Dir = "/"
 	}
-	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	// A daemon that inherited the output must not keep its parent from having ended.
-	cmd.WaitDelay = time.Second
+	failed := func(code int, err error) wire.ExitStatus {
+		close(j.started)
+		return wire.ExitStatus{Code: code, Err: err.Error()}
+	}
+	outPipe, err := newOutputPipe()
+	if err != nil {
+		return failed(126, err)
+	}
+	errPipe, err := newOutputPipe()
+	if err != nil {
+		outPipe.failed()
+		return failed(126, err)
+	}
+	cmd.Stdout, cmd.Stderr = outPipe.w, errPipe.w
 	var stdin io.WriteCloser
 	if j.command.Stdin {
-		var err error
-		if stdin, err = cmd.StdinPipe(); err != nil {
-			close(j.started)
-			return wire.ExitStatus{Code: 126, Err: err.Error()}
-		}
+		stdin, err = cmd.StdinPipe()
 	}
-	if err := cmd.Start(); err != nil {
-		close(j.started)
-		return wire.ExitStatus{Code: 127, Err: err.Error()}
+	if err == nil {
+		err = cmd.Start()
 	}
+	if err != nil {
+		outPipe.failed()
+		errPipe.failed()
+		return failed(127, err)
+	}
+	outPipe.started(stdout)
+	errPipe.started(stderr)
 	j.process = cmd.Process
 	close(j.started)
 	if stdin != nil {
@@ -82,13 +94,17 @@ func (j *job) exec(stdout, stderr io.Writer) wire.ExitStatus {
 			_, _ = io.Copy(stdin, queueReader(j.stdin))
 		}()
 	}
-	err := cmd.Wait()
+	err = cmd.Wait()
+	outPipe.expire()
+	errPipe.expire()
+	outPipe.wait()
+	errPipe.wait()
 	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		return wire.ExitStatus{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}
 	}
 	status := wire.ExitStatus{Code: cmd.ProcessState.ExitCode()}
 	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay) {
+	if err != nil && !errors.As(err, &exit) {
 		status.Err = err.Error()
 	}
 	return status

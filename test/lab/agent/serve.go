@@ -35,7 +35,9 @@ func serve(line string) error {
 	defer f.Close()
 	a := &agent{enc: wire.NewEncoder(f), jobs: make(map[uint32]*job)}
 	a.send(&wire.Frame{Kind: wire.Hello})
-	dec := wire.NewDecoder(f)
+	dec := wire.NewDecoder(wire.AckReader{R: f, Ack: func(n int) {
+		a.send(&wire.Frame{Kind: wire.Ack, Num: n})
+	}})
 	for {
 		frame, err := dec.Decode()
 		if errors.Is(err, io.EOF) {

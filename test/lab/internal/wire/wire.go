@@ -22,6 +22,7 @@ const (
 	Stdout                   // Data that the command wrote
 	Stderr                   // Data that the command wrote
 	Exit                     // the command ended; the last frame of this ID
+	Ack                      // the agent has read Num bytes more of the line; ID is 0
 )
 
 // Frame is one message.
