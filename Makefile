@@ -92,7 +92,7 @@ unit: | out ## Run the Go tests with the race detector; results in out/unit.xml 
 .PHONY: sanity
 sanity: | out ## Run csi-sanity on real NFS; results in out/sanity.xml
 	@go run ./test/sanity | tee out/sanity.log; \
-		{ grep -E '^Ran [0-9]+ of' out/sanity.log || true; } | tail -n 1 > out/sanity.summary
+		{ grep -aE '^Ran [0-9]+ of' out/sanity.log || true; } | tail -n 1 > out/sanity.summary
 
 .PHONY: acceptance
 acceptance: | out ## Run the tests that need real NFS: bad input and dead servers; results in out/acceptance.xml

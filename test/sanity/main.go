@@ -61,6 +61,10 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	// csi-sanity makes the directories that it mounts on, but not their parent.
+	if _, err := client.Output(ctx, "mkdir", "-p", "/var/lib/csi-sanity"); err != nil {
+		return err
+	}
 	parameters := fmt.Sprintf("server: %s\nshare: %s\n", bed.Server.IPv4(), share)
 	if err := os.WriteFile(filepath.Join(bed.OutDir(), "parameters.yaml"), []byte(parameters), 0o644); err != nil {
 		return err
