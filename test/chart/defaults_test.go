@@ -124,7 +124,7 @@ func TestControllerSecurity(t *testing.T) {
 					}
 				}
 			}
-			want := []corev1.Capability{"SYS_ADMIN", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETPCAP"}
+			want := []corev1.Capability{"SYS_ADMIN", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID"}
 			if diff := cmp.Diff(want, container(t, pod, "driver").SecurityContext.Capabilities.Add); diff != "" {
 				t.Errorf("capabilities of the driver (-want +got):\n%s", diff)
 			}
