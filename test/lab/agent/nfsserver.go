@@ -198,7 +198,7 @@ func makeExports(exports []wire.Export) error {
 		if err := mount(e.Path, shown, "", unix.MS_BIND, ""); err != nil {
 			return err
 		}
-		fmt.Fprintf(&table, "%s %s(%s)\n", e.Path, e.Clients, options)
+		fmt.Fprintf(&table, "%s %s(%s)\n", exportsPath(e.Path), e.Clients, options)
 	}
 	return os.WriteFile("/etc/exports", []byte(table.String()), 0o644)
 }
@@ -226,4 +226,17 @@ func waitTCP(port string) error {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// exportsPath writes a path as exports(5) wants it: what would end or hide it in octal.
+func exportsPath(p string) string {
+	var b strings.Builder
+	for _, c := range []byte(p) {
+		if c <= ' ' || c >= 0x7f || strings.IndexByte(`#"\`, c) >= 0 {
+			fmt.Fprintf(&b, "\\%03o", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
