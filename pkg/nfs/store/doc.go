@@ -23,7 +23,8 @@
 // with its own id, and takes on the directory if it is empty still. A create that
 // was killed and is never tried again leaves its claim and, at most, an empty
 // directory; parents made by a create that was killed, or that lost a race, stay
-// when the volume goes.
+// when the volume goes. So do those around a volume on another file system than
+// the trash, if its delete was killed.
 //
 // Delete: the directory is renamed to the trash (or the archive's name), the
 // record is renamed to the trash, the claim goes. A record in the trash is what

@@ -26,6 +26,8 @@ type job struct {
 	Create *nfs.VolumeSpec // or
 	Delete string          // an id, or
 	Hammer *hammerJob      // see hammer_test.go
+	// WaitPurged waits for the trash to be empty at last.
+	WaitPurged bool
 	// KillAt is the file operation of the job before which the process kills
 	// itself; 0 for none. With KillPurge those of the purge count, and no others.
 	KillAt    int
@@ -85,7 +87,14 @@ func (j job) run(ctx context.Context) error {
 	case j.Hammer != nil:
 		err = j.Hammer.run(ctx, s)
 	}
-	for j.KillPurge && err == nil && s.Backlog().Entries > 0 {
+	for (j.KillPurge || j.WaitPurged) && err == nil {
+		entries, readErr := os.ReadDir(filepath.Join(j.Dir, ownDir, "trash"))
+		if err = readErr; len(entries) == 0 {
+			break
+		}
+		if b := s.Backlog(); b.Failing > 0 {
+			err = fmt.Errorf("the purge fails: %+v", b)
+		}
 		time.Sleep(time.Millisecond)
 	}
 	return errors.Join(err, s.Close(), root.Close())
@@ -94,11 +103,30 @@ func (j job) run(ctx context.Context) error {
 // runJob runs the job in a child and reports whether that was killed.
 func runJob(t testing.TB, j job) (killed bool) {
 	t.Helper()
+	return runJobAs(t, j, os.Getuid())
+}
+
+func runJobAs(t testing.TB, j job, uid int) (killed bool) {
+	t.Helper()
 	text, err := json.Marshal(j)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	binary := os.Args[0]
+	if uid != os.Getuid() { // who may not be allowed to reach the test binary
+		binary = "/proc/self/fd/3"
+	}
+	cmd := exec.CommandContext(t.Context(), binary)
+	if uid != os.Getuid() {
+		f, err := os.Open(os.Args[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		cmd.ExtraFiles = []*os.File{f}
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	}
 	cmd.Env = append(os.Environ(), jobEnv+"="+string(text))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -243,10 +271,10 @@ func checkWorkIsCleared(t *testing.T, dir string) {
 // dieAt runs f as long as the n-th file operation of it has not come, and then
 // never again: for the file system that is what SIGKILL is, without the cost of
 // a process. It reports whether it came to that.
-func dieAt(t testing.TB, dir string, n int, f func(ctx context.Context, s *Store)) (died bool) {
+func dieAt(t testing.TB, dir string, n int, f func(ctx context.Context, s *Store), change ...func(*Options)) (died bool) {
 	t.Helper()
 	ops := 0
-	s := openStore(t, dir, func(o *Options) {
+	s := openStore(t, dir, append([]func(*Options){func(o *Options) {
 		o.hook = func(ctx context.Context, op, path string) error {
 			if ctx.Value(foregroundKey{}) == nil {
 				return nil
@@ -257,7 +285,7 @@ func dieAt(t testing.TB, dir string, n int, f func(ctx context.Context, s *Store
 			}
 			return nil
 		}
-	})
+	}}, change...)...)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

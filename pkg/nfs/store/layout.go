@@ -314,6 +314,11 @@ func (s *Store) step(ctx context.Context, d *dir, name string, mode walkMode) (n
 	if err == nil {
 		next, err = d.openDir(ctx, name)
 	}
+	if err != nil && isNew {
+		if undo := d.rmdir(ctx, name); undo != nil && !isNotEmpty(undo) && !isAbsent(undo) {
+			err = fmt.Errorf("%w; and it could not be removed: %v", err, undo)
+		}
+	}
 	return next, isNew, err
 }
 

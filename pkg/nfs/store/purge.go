@@ -275,14 +275,17 @@ func (p *purger) spawn(wg *sync.WaitGroup, f func()) {
 
 // take removes one entry of the trash and remembers what became of it.
 func (p *purger) take(ctx context.Context, l *layout, name string) {
+	stem, isRecord := strings.CutSuffix(name, recordSuffix)
 	p.mu.Lock()
 	e := p.entries[name]
 	confirmed := e != nil && e.confirmed
+	pointed := p.entries[stem+pointerSuffix] != nil
 	p.mu.Unlock()
 
 	var err error
 	switch {
-	case strings.HasSuffix(name, recordSuffix):
+	case isRecord && pointed: // follow comes to it
+	case isRecord:
 		err = p.finish(ctx, l, name, confirmed)
 	case strings.HasSuffix(name, pointerSuffix):
 		err = p.follow(ctx, l, name)
@@ -356,6 +359,10 @@ func (p *purger) follow(ctx context.Context, l *layout, name string) error {
 		parent.close()
 	}
 	if err != nil && !isAbsent(err) {
+		return err
+	}
+	// Only now its parents may be empty.
+	if err := p.finish(ctx, l, strings.TrimSuffix(name, pointerSuffix)+recordSuffix, false); err != nil {
 		return err
 	}
 	return p.unlink(ctx, l.trash, name)
