@@ -1,7 +1,6 @@
 package acceptance
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -162,7 +161,7 @@ func TestTwoControllers(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := second.Stop(context.WithoutCancel(ctx)); err != nil {
+		if err := second.Stop(ctx); err != nil {
 			t.Error(err)
 		}
 	})
@@ -231,7 +230,8 @@ func TestControllerKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, func() (string, bool) {
+	// What another process put there lies for a minute first.
+	eventually(t, 3*time.Minute, func() (string, bool) {
 		got := shell(ctx, t, b.Server.Guest, `ls "$1"/.nfs-csi/trash`, nested)
 		return got, got == ""
 	})

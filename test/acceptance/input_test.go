@@ -1,6 +1,7 @@
 package acceptance
 
 import (
+	"context"
 	"path"
 	"strings"
 	"testing"
@@ -29,7 +30,8 @@ func TestCreateRefused(t *testing.T) {
 		{"nothing listens", b.Clients[1].IPv4(), data, nil, codes.Unavailable, []string{b.Clients[1].IPv4() + ":" + data, "refused"}},
 		{"unknown host name", "no-such-host.invalid", data, nil, codes.Unavailable, []string{"no-such-host.invalid"}},
 		{"wrong share", server, "/srv/nowhere", nil, codes.FailedPrecondition, []string{server + ":/srv/nowhere"}},
-		{"refused client", server, refused, nil, codes.PermissionDenied, []string{server + ":" + refused}},
+		// NFSv4 hides what a client may not see, so it cannot be told from a wrong share.
+		{"refused client", server, refused, nil, codes.FailedPrecondition, []string{server + ":" + refused, "lists this client"}},
 		{"read-only export", server, readRO, nil, codes.PermissionDenied, []string{server + ":" + readRO, "read-only"}},
 		{"root_squash against chown", server, squash, []string{"uid", "1000"}, codes.PermissionDenied, []string{server + ":" + squash, "root_squash"}},
 		{"full export", server, small, nil, codes.ResourceExhausted, []string{server + ":" + small}},
@@ -67,16 +69,27 @@ func withoutOwn(listing string) string {
 	return strings.Join(lines, "")
 }
 
+// TestRefusedByVersion3: NFSv3 says that it is the client that is refused.
+func TestRefusedByVersion3(t *testing.T) {
+	ctx, b := inLab(t)
+	err := b.createWith(ctx, "refused-by-3", refused, "nfsvers=3")
+	wantCode(t, err, codes.PermissionDenied, b.Server.IPv4()+":"+refused)
+}
+
 // TestMountOptionUnknown: the kernel's own words reach the operator.
 func TestMountOptionUnknown(t *testing.T) {
 	ctx, b := inLab(t)
-	request := &csi.CreateVolumeRequest{
-		Name:               "bogus-option",
-		VolumeCapabilities: []*csi.VolumeCapability{capability(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER, "bogus=1")},
-		Parameters:         map[string]string{"server": b.Server.IPv4(), "share": data},
-	}
-	err := b.controller.Call(ctx, "Controller/CreateVolume", request, &csi.CreateVolumeResponse{})
+	err := b.createWith(ctx, "bogus-option", data, "bogus=1")
 	wantCode(t, err, codes.InvalidArgument, "bogus")
+}
+
+// createWith asks for a volume with a mount option.
+func (b *bed) createWith(ctx context.Context, name, share, option string) error {
+	return b.controller.Call(ctx, "Controller/CreateVolume", &csi.CreateVolumeRequest{
+		Name:               name,
+		VolumeCapabilities: []*csi.VolumeCapability{capability(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER, option)},
+		Parameters:         map[string]string{"server": b.Server.IPv4(), "share": share},
+	}, &csi.CreateVolumeResponse{})
 }
 
 // TestNames: shares and directories with odd names work from create to delete.

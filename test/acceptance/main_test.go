@@ -95,18 +95,18 @@ func start(ctx context.Context) (_ *bed, err error) {
 		b.node, err = tb.StartDriver(ctx, tb.Clients[0], "node", "-v=4", bound)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w (lab closed: %v)", err, tb.Close()) //nolint:errorlint // one cause is enough
+		return nil, fmt.Errorf("%w (lab closed: %v)", err, tb.Close())
 	}
 	return b, nil
 }
 
-// inLab returns the lab, and a context that ends before the test's own deadline.
+// inLab returns the lab, and a context that lasts until the test has cleaned up.
 func inLab(t *testing.T) (context.Context, *bed) {
 	t.Helper()
 	if shared == nil {
 		t.Skip("needs the lab (root, User Mode Linux): LAB=1 go test ./test/acceptance")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	return ctx, shared
 }
@@ -147,7 +147,7 @@ func (b *bed) mustCreate(ctx context.Context, t *testing.T, name, share string, 
 		t.Fatalf("create %s on %s: %v", name, share, err)
 	}
 	t.Cleanup(func() {
-		if err := remove(context.WithoutCancel(ctx), b.controller, v.VolumeId); err != nil {
+		if err := remove(ctx, b.controller, v.VolumeId); err != nil {
 			t.Errorf("delete %s: %v", name, err)
 		}
 	})
@@ -206,7 +206,6 @@ func (b *bed) mustMount(ctx context.Context, t *testing.T, v *csi.Volume, name s
 		t.Fatalf("publish %s: %v", name, err)
 	}
 	t.Cleanup(func() {
-		ctx := context.WithoutCancel(ctx)
 		if err := unpublish(ctx, m); err != nil {
 			t.Errorf("unpublish %s: %v", name, err)
 		}
