@@ -2,7 +2,9 @@
 // what is under version control beside it: the tables of its README, the plain
 // manifests in deploy/kubernetes and the snapshots in testdata/matrix.
 //
-// It is a module of its own: Helm's library is none of the driver's business.
+// It is a module of its own: Helm's library is none of the driver's business. From
+// the root of the repository, `go test -C test/chart ./...` tests the chart, and
+// `go run -C test/chart ./generate` makes those files again after a change to it.
 package chart
 
 import (
