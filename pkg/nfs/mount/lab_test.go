@@ -39,8 +39,9 @@ func TestLab(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// LAB_RUN chooses among the tests in the guest.
 	err = client.Run(t.Context(), lab.Cmd{
-		Args: []string{"/out/mount.test", "-test.v", "-test.timeout=8m"},
+		Args: []string{"/out/mount.test", "-test.v", "-test.timeout=5m", "-test.run=" + os.Getenv("LAB_RUN")},
 		Env: []string{"LAB_SERVER=" + server.IPv4(), "LAB_SERVER6=" + server.IPv6(), "LAB_SERVER_NAME=" + server.Name(),
 			"LAB_EXPORT=/export/tmpfs", "LAB_DENIED=/export/denied"},
 		Stdout: testLog{t}, Stderr: testLog{t},

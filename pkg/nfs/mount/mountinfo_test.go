@@ -15,10 +15,8 @@ import (
 )
 
 // realMountInfo is of Linux 6.1 with NFS mounts of every version.
-//
-//nolint:dupword // the lines are the kernel's
 const realMountInfo = `21 1 0:20 / / rw,relatime shared:1 - ext4 /dev/vda rw,errors=remount-ro
-22 21 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:2 master:3 - proc proc rw
+22 21 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:2 master:3 - proc none rw
 60 21 0:45 / /mnt/a rw,nosuid,relatime - nfs4 10.0.0.1:/export/xfs rw,vers=4.2,rsize=262144,wsize=262144,namlen=255,hard,proto=tcp,timeo=600,retrans=2,sec=sys,clientaddr=10.0.0.2,local_lock=none,addr=10.0.0.1
 61 21 0:45 /vol//deleted /mnt/b ro,relatime - nfs4 10.0.0.1:/export/xfs/vol rw,vers=4.2,rsize=262144,wsize=262144,namlen=255,hard,proto=tcp,timeo=600,retrans=2,sec=sys,clientaddr=10.0.0.2,local_lock=none,addr=10.0.0.1
 62 21 0:46 / /mnt/with\040space\011tab\012newline\134backslash#hash rw,relatime - nfs4 [fd00::1]:/export/a\040b#c rw,vers=4.1,rsize=1024,wsize=1024,namlen=255,soft,proto=tcp6,port=20490,timeo=600,retrans=2,sec=krb5p,clientaddr=fd00::2,local_lock=none,addr=fd00::1
@@ -44,7 +42,7 @@ func TestParseMountInfo(t *testing.T) {
 	}
 	want := []line{
 		{"/", "/", "ext4", "/dev/vda"},
-		{"/proc", "/", "proc", "proc"},
+		{"/proc", "/", "proc", "none"},
 		{"/mnt/a", "/", "nfs4", "10.0.0.1:/export/xfs"},
 		{"/mnt/b", "/vol", "nfs4", "10.0.0.1:/export/xfs/vol"},
 		{"/mnt/with space\ttab\nnewline\\backslash#hash", "/", "nfs4", "[fd00::1]:/export/a b#c"},
@@ -54,7 +52,7 @@ func TestParseMountInfo(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
-	wantProc := mountutils.MountInfo{ID: 22, ParentID: 21, Major: 0, Minor: 21, Root: "/", Source: "proc", MountPoint: "/proc",
+	wantProc := mountutils.MountInfo{ID: 22, ParentID: 21, Major: 0, Minor: 21, Root: "/", Source: "none", MountPoint: "/proc",
 		OptionalFields: []string{"shared:2", "master:3"}, FsType: "proc",
 		MountOptions: []string{"rw", "nosuid", "nodev", "noexec", "relatime"}, SuperOptions: []string{"rw"}}
 	if diff := cmp.Diff(wantProc, infos[1]); diff != "" {

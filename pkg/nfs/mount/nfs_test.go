@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -401,143 +399,5 @@ func TestNFSUtils(t *testing.T) {
 	}
 	if is, err := u.IsMountPoint(target); is || err != nil {
 		t.Errorf("IsMountPoint after the unmount = %v, %v", is, err)
-	}
-}
-
-func TestNFSDeadServer(t *testing.T) {
-	server := labEnv(t, "LAB_SERVER")
-	for _, options := range []string{"vers=4.2", "vers=4.0", "vers=3,nolock,mountaddr=" + server} {
-		t.Run(options, func(t *testing.T) {
-			p := startProxy(t, net.JoinHostPort(server, "2049"))
-			m := New(Options{UnmountTimeout: 500 * time.Millisecond})
-			export := labExport(t, "127.0.0.1", options, fmt.Sprintf("port=%d", p.port))
-			dir := needNamespace(t)
-			staging, published := mkdirs(t, dir, "staging"), mkdirs(t, dir, "published")
-			if err := m.Mount(t.Context(), export, "", staging, false); err != nil {
-				t.Fatal(err)
-			}
-			if err := m.Bind(t.Context(), staging, published, false); err != nil {
-				t.Fatal(err)
-			}
-			// Unwritten data and an open file are what a dead pod leaves behind.
-			f, err := os.Create(filepath.Join(published, "open"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			p.freeze()
-			if _, err := f.Write(make([]byte, 1<<20)); err != nil {
-				t.Error(err)
-			}
-			start := time.Now()
-			for _, target := range []string{published, staging} {
-				if err := m.Unmount(t.Context(), target); err != nil {
-					t.Error(err)
-				}
-				notMounted(t, m, target)
-			}
-			if took := time.Since(start); took > 10*time.Second {
-				t.Errorf("the unmounts took %s", took)
-			}
-			p.thaw()
-			if err := f.Close(); err != nil {
-				t.Logf("close of the file that was open: %v", err)
-			}
-			eventually(t, "no umount2 call is left when the server is back", func() bool {
-				m.mu.Lock()
-				defer m.mu.Unlock()
-				return len(m.unmounts) == 0
-			})
-			if root, err := m.Detached(t.Context(), export, "", false); err != nil {
-				t.Error(err)
-			} else if err := root.Close(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-}
-
-// proxy is a TCP proxy that can stop to move data, as a server that hangs.
-type proxy struct {
-	port   int
-	mu     sync.Mutex
-	moving chan struct{} // closed while data moves
-}
-
-func startProxy(t *testing.T, to string) *proxy {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{port: l.Addr().(*net.TCPAddr).Port, moving: make(chan struct{})}
-	close(p.moving)
-	var wg sync.WaitGroup
-	var conns []net.Conn
-	wg.Go(func() {
-		// Servers take no requests from ports that any user may use, and the
-		// kernel's own client uses those from 665 on.
-		for from := 520; ; from++ {
-			down, err := l.Accept()
-			if err != nil {
-				return
-			}
-			dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: from}}
-			up, err := dialer.DialContext(t.Context(), "tcp", to)
-			if err != nil {
-				t.Logf("proxy: %v", err)
-				_ = down.Close()
-				continue
-			}
-			p.mu.Lock()
-			conns = append(conns, up, down)
-			p.mu.Unlock()
-			wg.Go(func() { p.pump(up, down) })
-			wg.Go(func() { p.pump(down, up) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		p.thaw()
-		p.mu.Lock()
-		for _, c := range conns {
-			_ = c.Close()
-		}
-		p.mu.Unlock()
-		wg.Wait()
-	})
-	return p
-}
-
-func (p *proxy) pump(to, from net.Conn) {
-	defer func() { _ = errors.Join(to.Close(), from.Close()) }()
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := from.Read(buf)
-		if err != nil {
-			return
-		}
-		p.mu.Lock()
-		moving := p.moving
-		p.mu.Unlock()
-		<-moving
-		if _, err := to.Write(buf[:n]); err != nil {
-			return
-		}
-	}
-}
-
-func (p *proxy) freeze() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.moving = make(chan struct{})
-}
-
-func (p *proxy) thaw() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	select {
-	case <-p.moving:
-	default:
-		close(p.moving)
 	}
 }

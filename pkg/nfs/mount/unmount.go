@@ -81,8 +81,9 @@ func (m *Mounter) Unmount(ctx context.Context, target string) error {
 }
 
 // unmountTop takes the topmost mount at the place away. Whether it is gone is for
-// mountinfo to say: a umount2 that hangs may have done so before it began to
-// flush. It returns what the last step said, an *Error if nothing further helps.
+// mountinfo to say: a umount2 that hangs has mostly done its work before, and now
+// flushes data or ends the NFSv4 session with a server that does not answer. It
+// returns what the last step said, an *Error if nothing further helps.
 func (m *Mounter) unmountTop(ctx context.Context, place string, id int, force bool) error {
 	logger := klog.FromContext(ctx).WithValues("target", place)
 	err := m.umount(ctx, place, 0)
@@ -94,7 +95,7 @@ func (m *Mounter) unmountTop(ctx context.Context, place string, id int, force bo
 		return local("unmount", place, localCall("umount2", err))
 	case errors.Is(err, errHangs):
 		if gone, err := m.gone(place, id); gone || err != nil {
-			logger.Info("Unmounted, though the kernel still flushes to a server that does not answer")
+			logger.Info("Unmounted, though the kernel still takes leave of a server that does not answer")
 			return err
 		}
 		if !force {
