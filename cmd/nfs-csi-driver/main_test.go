@@ -147,7 +147,8 @@ func TestRun(t *testing.T) {
 			socket := filepath.Join(dir, "csi.sock")
 			args := []string{role, "--endpoint=unix://" + socket, "--http-endpoint=127.0.0.1:0", "--log-format=json", "-v=5"}
 			if role == "node" {
-				args = append(args, "--node-id=n", "--kubelet-registration-dir="+dir)
+				t.Setenv("NODE_ID", "n")
+				args = append(args, "--kubelet-registration-dir="+dir)
 			}
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()

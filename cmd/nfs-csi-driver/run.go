@@ -30,12 +30,7 @@ func controllerCommand() *cobra.Command {
   nfs-csi-driver controller --export="nfs.example:/srv/k8s nfsvers=4.2,hard"`,
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := s.prepare(c, func() error {
-				if s.Controller.InstanceID == "" {
-					s.Controller.InstanceID = s.DriverName
-				}
-				return s.ValidateController()
-			}); err != nil {
+			if err := s.prepare(c, driver.Options.ValidateController); err != nil {
 				return err
 			}
 			return s.runController(c.Context())
@@ -55,7 +50,7 @@ func nodeCommand() *cobra.Command {
       --kubelet-csi-socket=/var/lib/kubelet/plugins/csi.nfs-csi.io/csi.sock`,
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := s.prepare(c, func() error { return s.ValidateNode() }); err != nil {
+			if err := s.prepare(c, driver.Options.ValidateNode); err != nil {
 				return err
 			}
 			return s.runNode(c.Context())
@@ -74,11 +69,14 @@ func noArguments(_ *cobra.Command, args []string) error {
 
 // prepare completes the settings from the environment, checks them and begins
 // to log.
-func (s *settings) prepare(c *cobra.Command, validate func() error) error {
+func (s *settings) prepare(c *cobra.Command, validate func(driver.Options) error) error {
 	if err := applyEnvironment(c.Flags()); err != nil {
 		return usageError{err}
 	}
-	if err := validate(); err != nil {
+	if s.Controller.InstanceID == "" {
+		s.Controller.InstanceID = s.DriverName
+	}
+	if err := validate(s.Options); err != nil {
 		return usageError{err}
 	}
 	if err := setupLogging(c.ErrOrStderr(), s.logFormat, strconv.Itoa(s.verbosity)); err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -190,7 +191,7 @@ func wantStatus(t *testing.T, err error, code codes.Code, parts ...string) {
 		t.Fatalf("code is %v, want %v; message: %s", s.Code(), code, s.Message())
 	}
 	for _, p := range parts {
-		if !bytes.Contains([]byte(s.Message()), []byte(p)) {
+		if !strings.Contains(s.Message(), p) {
 			t.Errorf("message %q does not hold %q", s.Message(), p)
 		}
 	}
@@ -202,16 +203,19 @@ func wantStatus(t *testing.T, err error, code codes.Code, parts ...string) {
 // eventually waits until the condition holds and fails with what was last seen.
 func eventually(t *testing.T, condition func() (bool, string)) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.After(20 * time.Second)
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
 	for {
 		ok, seen := condition()
 		if ok {
 			return
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-ticker.C:
+		case <-deadline:
 			t.Fatalf("not within 20 s; last seen: %s", seen)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 

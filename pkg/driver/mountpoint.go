@@ -83,7 +83,7 @@ func (n *node) mount(ctx context.Context, volume volumeLocation, path string, re
 	err := n.mounts.Mount(ctx, volume.export, volume.dir, path, readOnly)
 	if errors.Is(err, nfs.ErrNoExport) {
 		// On the node the missing directory is the volume itself.
-		return fmt.Errorf("%w: %s: %v", nfs.ErrNotFound, volume, err)
+		return fmt.Errorf("%w: %s: %s", nfs.ErrNotFound, volume, err.Error())
 	}
 	if err != nil {
 		return fmt.Errorf("mount %s at %s: %w", volume, path, err)

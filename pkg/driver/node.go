@@ -189,8 +189,10 @@ func (n *node) checkStaged(ctx context.Context, staged mountutils.MountInfo, p p
 		err = n.match(ctx, staged, p.volume.export, p.volume.dir, false)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: publish volume %q: the staging path %s holds %s, not %s as asked: %v",
-			errPrecondition, p.volumeID, p.staging, describe(staged), p.volume, err)
+		// Of what failed here only the text counts: the code is that of a
+		// precondition, as the specification's table says.
+		return fmt.Errorf("%w: publish volume %q: the staging path %s holds %s, not %s as asked: %s",
+			errPrecondition, p.volumeID, p.staging, describe(staged), p.volume, err.Error())
 	}
 	return nil
 }

@@ -157,8 +157,9 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	// Whoever may connect can delete volumes.
-	if err := os.Chmod(path, 0o660); err != nil {
+	// Whoever may connect can delete volumes. The group is for sidecars that run
+	// as another user with the pod's fsGroup.
+	if err := os.Chmod(path, 0o660); err != nil { //nolint:gosec // see above
 		_ = listener.Close()
 		return nil, fmt.Errorf("listen: %w", err)
 	}
