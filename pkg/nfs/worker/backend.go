@@ -11,6 +11,8 @@ import (
 
 // Backends are what a worker process serves.
 type Backends struct {
+	// Prepare, if set, is called before anything is served.
+	Prepare func() error
 	// OpenStore opens the store of an export. It is called once in a process,
 	// and may change the process for good: mounts, capabilities, umask.
 	OpenStore func(context.Context, StoreConfig) (Backend, error)

@@ -31,6 +31,11 @@ func Main(ctx context.Context, fd int, b Backends) error {
 	if err != nil {
 		return fmt.Errorf("descriptor %d is no socket: the driver itself starts its workers: %w", fd, err)
 	}
+	if b.Prepare != nil {
+		if err := b.Prepare(); err != nil {
+			return fmt.Errorf("worker: %w", err)
+		}
+	}
 	listener := newListener(conn)
 	server := grpc.NewServer(
 		grpc.UnaryInterceptor(encodeErrors),

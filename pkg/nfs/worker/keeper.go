@@ -241,7 +241,6 @@ func (k *keeper) start(s *startup) {
 	} else {
 		logger.V(2).Info("Worker started", "pid", p.cmd.Process.Pid, "duration", time.Since(began))
 	}
-	k.pool.refill()
 }
 
 // explain turns what an RPC returned into the error for its caller; answered
@@ -318,9 +317,13 @@ func (k *keeper) endTrial(trial bool) {
 	}
 }
 
-// kill ends a worker that hangs.
+// kill ends a worker that hangs, the first time that it is called for it.
 func (k *keeper) kill(p *process, why error) {
 	k.mu.Lock()
+	if !p.claim(why) {
+		k.mu.Unlock()
+		return
+	}
 	k.counters.kills++
 	if k.current == p {
 		k.current = nil

@@ -122,7 +122,7 @@ func (m *MountPool) Unmount(ctx context.Context, target string) error {
 	m.mu.Unlock()
 	if process != nil {
 		c.keeper.drop(process, errors.New("its worker was ended because it still waited for a mount that is not wanted any more"))
-		process.waitExited(m.pool.options.StopTimeout)
+		process.waitExited(m.options.StopTimeout)
 	}
 	return m.host.Unmount(ctx, target)
 }

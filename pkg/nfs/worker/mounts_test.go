@@ -1,12 +1,12 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -34,7 +34,7 @@ func asked(t *testing.T, target string) (text, pid string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := strings.LastIndexByte(string(b), ' ')
+	i := bytes.LastIndexByte(b, ' ')
 	return string(b[:i]), string(b[i+1:])
 }
 

@@ -18,7 +18,7 @@ type Options struct {
 	// StartTimeout is the same for the start of a worker, its mount included. Default 30 s.
 	StartTimeout time.Duration
 	// StopTimeout is how long a worker may take to end by itself, and then
-	// again to end after SIGKILL. Default 3 s.
+	// again to end after SIGKILL. Default 5 s.
 	StopTimeout time.Duration
 	// IdleTimeout is how long a worker is kept without work. Default 10 min.
 	IdleTimeout time.Duration
@@ -27,8 +27,10 @@ type Options struct {
 	// MinBackoff and MaxBackoff bound the pause between trials after failures,
 	// which doubles with each. Default 1 s and 30 s.
 	MinBackoff, MaxBackoff time.Duration
-	// Spare keeps one worker started ahead of its use.
-	Spare bool
+	// Spare keeps one worker started ahead of its use; the next is started
+	// SpareDelay after one was used. Default 3 s.
+	Spare      bool
+	SpareDelay time.Duration
 }
 
 // StoreOptions are the options of a StorePool.
@@ -50,7 +52,7 @@ func (o Options) Validate() error {
 		value time.Duration
 	}{
 		{"call timeout", o.CallTimeout}, {"start timeout", o.StartTimeout}, {"stop timeout", o.StopTimeout},
-		{"idle timeout", o.IdleTimeout}, {"status interval", o.StatusInterval},
+		{"idle timeout", o.IdleTimeout}, {"spare delay", o.SpareDelay}, {"status interval", o.StatusInterval},
 		{"minimum back-off", o.MinBackoff}, {"maximum back-off", o.MaxBackoff},
 	} {
 		if d.value < 0 {
@@ -84,8 +86,8 @@ func (o Options) withDefaults() Options {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&o.CallTimeout, 30 * time.Second}, {&o.StartTimeout, 30 * time.Second}, {&o.StopTimeout, 3 * time.Second},
-		{&o.IdleTimeout, 10 * time.Minute}, {&o.StatusInterval, 10 * time.Second},
+		{&o.CallTimeout, 30 * time.Second}, {&o.StartTimeout, 30 * time.Second}, {&o.StopTimeout, 5 * time.Second},
+		{&o.IdleTimeout, 10 * time.Minute}, {&o.StatusInterval, 10 * time.Second}, {&o.SpareDelay, 3 * time.Second},
 		{&o.MinBackoff, time.Second}, {&o.MaxBackoff, 30 * time.Second},
 	} {
 		if *d.field == 0 {

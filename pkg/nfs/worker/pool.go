@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"k8s.io/klog/v2"
 )
@@ -28,6 +29,9 @@ type pool struct {
 	keepers   map[string]*keeper
 	processes map[*process]struct{}
 	spare     *process
+
+	// spareTaken has an element when there is no spare.
+	spareTaken chan struct{}
 }
 
 func newPool(ctx context.Context, kind string, options Options) *pool {
@@ -39,8 +43,12 @@ func newPool(ctx context.Context, kind string, options Options) *pool {
 		cancel:    cancel,
 		keepers:   map[string]*keeper{},
 		processes: map[*process]struct{}{},
+
+		spareTaken: make(chan struct{}, 1),
 	}
-	p.run(p.refill)
+	if options.Spare {
+		p.run(p.keepSpare)
+	}
 	return p
 }
 
@@ -115,29 +123,42 @@ func (p *pool) start() (*process, error) {
 	spare := p.spare
 	p.spare = nil
 	p.mu.Unlock()
-	if spare != nil && spare.alive() {
-		return spare, nil
+	if spare == nil {
+		return p.spawn()
 	}
-	return p.spawn()
+	select {
+	case p.spareTaken <- struct{}{}:
+	default:
+	}
+	if !spare.alive() {
+		return p.spawn()
+	}
+	return spare, nil
 }
 
-// refill makes the spare process.
-func (p *pool) refill() {
-	if !p.options.Spare {
-		return
-	}
-	process, err := p.spawn()
-	if err != nil {
-		klog.FromContext(p.ctx).V(2).Info("No spare worker could be started", "kind", p.kind, "err", err)
-		return
-	}
-	p.mu.Lock()
-	if p.spare == nil {
-		p.spare, process = process, nil
-	}
-	p.mu.Unlock()
-	if process != nil {
-		process.end(errors.New("there is another spare"))
+// keepSpare keeps a spare process. The next one is started only some time after
+// the last was taken, when the work that took it has been done: executing a
+// program is the greater part of what the first call on an export costs.
+func (p *pool) keepSpare() {
+	for {
+		spare, err := p.spawn()
+		if err != nil {
+			klog.FromContext(p.ctx).V(2).Info("No spare worker could be started", "kind", p.kind, "err", err)
+		} else {
+			p.mu.Lock()
+			p.spare = spare
+			p.mu.Unlock()
+			select {
+			case <-p.spareTaken:
+			case <-p.ctx.Done():
+				return
+			}
+		}
+		select {
+		case <-time.After(p.options.SpareDelay):
+		case <-p.ctx.Done():
+			return
+		}
 	}
 }
 
@@ -176,17 +197,14 @@ func (p *pool) spawn() (*process, error) {
 // retire stops a process that is of no more use, without waiting for it.
 func (p *pool) retire(process *process, why error) {
 	process.end(why)
-	p.run(func() {
-		if err := process.stop(why, p.options.StopTimeout); err != nil {
-			klog.FromContext(p.ctx).Error(err, "Worker does not end", "kind", p.kind)
-		}
-	})
+	p.run(func() { p.stop(process, why) })
 }
 
 // Close ends every worker and every goroutine of the pool: workers end by
 // themselves or, after the stop timeout, by SIGKILL. Calls that still run fail
-// with nfs.ErrUnavailable. It returns an error when a worker could not be ended,
-// or when ctx ends first.
+// with nfs.ErrUnavailable. A process that the kernel does not let go even then,
+// because it cannot take the mount down, is left to the kernel. Close fails only
+// when ctx ends first.
 func (p *pool) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
@@ -197,25 +215,33 @@ func (p *pool) Close(ctx context.Context) error {
 	p.mu.Unlock()
 	p.cancel()
 
-	errs := make([]error, len(processes))
-	var stops sync.WaitGroup
-	for i, process := range processes {
-		stops.Go(func() { errs[i] = process.stop(errClosed, p.options.StopTimeout) })
-	}
-	stops.Wait()
-	if err := errors.Join(errs...); err != nil {
-		// Their reapers end when the kernel lets go of the processes.
-		return fmt.Errorf("close the %s workers: %w", p.kind, err)
-	}
-	idle := make(chan struct{})
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
+		var stops sync.WaitGroup
+		for _, process := range processes {
+			stops.Go(func() { p.stop(process, errClosed) })
+		}
+		stops.Wait()
+		for _, process := range processes {
+			select {
+			case <-process.exited:
+			default:
+				return // Its reaper would be waited for in vain.
+			}
+		}
 		p.running.Wait()
-		close(idle)
 	}()
 	select {
-	case <-idle:
+	case <-done:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("close the %s workers: %w", p.kind, context.Cause(ctx))
+	}
+}
+
+func (p *pool) stop(process *process, why error) {
+	if err := process.stop(why, p.options.StopTimeout); err != nil {
+		klog.FromContext(p.ctx).Error(err, "Worker does not end", "kind", p.kind)
 	}
 }

@@ -15,17 +15,14 @@ import (
 // (DAC_OVERRIDE, which covers DAC_READ_SEARCH but for open_by_handle_at(2)).
 const storeCapabilities = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID
 
-// dropPrivileges leaves every thread of this process with no other capabilities
-// than storeCapabilities, and with no way to get others by executing a program.
-// It fails in binaries that use cgo, whose threads cannot all be reached.
-func dropPrivileges() error {
+// confine leaves no thread of this process a way to get privileges by executing
+// a program, which no worker does. What it has, it keeps. It fails in binaries
+// that use cgo, whose threads cannot all be reached.
+func confine() error {
 	if err := onAllThreads("no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
 		return err
 	}
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-		if storeCapabilities&(1<<c) != 0 {
-			continue
-		}
 		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err != nil || has == 0 {
 			continue // The kernel does not know it, or it is gone.
 		}
@@ -39,15 +36,21 @@ func dropPrivileges() error {
 		}
 	}
 	err := onAllThreads("ambient set", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
-	if err != nil && !errors.Is(err, unix.EINVAL) {
-		return err
+	if errors.Is(err, unix.EINVAL) {
+		return nil // Kernels before 4.3 have no ambient set.
 	}
+	return err
+}
+
+// dropCapabilities leaves every thread of this process with storeCapabilities, as
+// far as it had them; the store says where one that is missing hurts. Like
+// confine, it fails in binaries that use cgo.
+func dropCapabilities() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
 		return fmt.Errorf("capget: %w", err)
 	}
-	// What it does not have it cannot keep; the store says where that hurts.
 	keep := data[0].Permitted & storeCapabilities
 	data = [2]unix.CapUserData{{Effective: keep, Permitted: keep}}
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET,

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"slices"
@@ -12,10 +13,10 @@ import (
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
-// TestDropPrivileges looks at every thread of a process that has dropped its
+// TestConfine looks at every thread of a process that has dropped its
 // capabilities. Threads are a matter of the build without cgo, which is how the
 // driver is shipped, so that is how this test builds itself.
-func TestDropPrivileges(t *testing.T) {
+func TestConfine(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: another user has no capabilities to drop")
 	}
@@ -32,7 +33,7 @@ func TestDropPrivileges(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	// CHOWN 0, DAC_OVERRIDE 1, FOWNER 3, FSETID 4.
-	want := "CapInh:0000000000000000 CapPrm:000000000000001b CapEff:000000000000001b CapBnd:000000000000001b CapAmb:0000000000000000 NoNewPrivs:1"
+	want := "CapInh:0000000000000000 CapPrm:000000000000001b CapEff:000000000000001b CapBnd:0000000000000000 CapAmb:0000000000000000 NoNewPrivs:1"
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	if len(lines) < 3 {
 		t.Errorf("the process had %d threads, too few to show anything", len(lines))
@@ -57,7 +58,7 @@ func TestStoreMountOptions(t *testing.T) {
 	}
 }
 
-// drop drops the capabilities of this process and prints what its threads have.
+// drop confines this process, drops the capabilities it need not have and prints what its threads have.
 func drop() error {
 	// Threads that exist already are the ones easily forgotten.
 	var pipes [4]int
@@ -72,7 +73,7 @@ func drop() error {
 		}()
 		<-started
 	}
-	if err := dropPrivileges(); err != nil {
+	if err := errors.Join(confine(), dropCapabilities()); err != nil {
 		return err
 	}
 	return printThreads("/proc/self")

@@ -123,14 +123,21 @@ func (p *process) disconnect() {
 	_ = p.socket.Close()
 }
 
-// end closes the connection and records why, unless the process was ended
-// before. It never waits.
-func (p *process) end(why error) {
+// claim records why the process is ended, unless it has ended or somebody else
+// is ending it; then it returns false.
+func (p *process) claim(why error) bool {
 	p.mu.Lock()
-	if p.ended == nil && p.status == "" {
-		p.ended = why
+	defer p.mu.Unlock()
+	if p.ended != nil || p.status != "" {
+		return false
 	}
-	p.mu.Unlock()
+	p.ended = why
+	return true
+}
+
+// end closes the connection. It never waits.
+func (p *process) end(why error) {
+	p.claim(why)
 	p.disconnect()
 }
 
@@ -153,7 +160,7 @@ func (p *process) stop(why error, grace time.Duration) error {
 	if p.waitExited(grace) {
 		return nil
 	}
-	return fmt.Errorf("worker process %d is still there %s after SIGKILL: the kernel holds it until its server answers", p.cmd.Process.Pid, grace)
+	return fmt.Errorf("worker process %d is still there %s after SIGKILL: the kernel is taking down its mount, and goes on by itself", p.cmd.Process.Pid, grace)
 }
 
 func (p *process) waitExited(d time.Duration) bool {

@@ -20,6 +20,7 @@ import (
 func System() Backends {
 	mounter := mount.New(mount.Options{})
 	return Backends{
+		Prepare: confine,
 		OpenStore: func(ctx context.Context, config StoreConfig) (Backend, error) {
 			return openExport(ctx, mounter, config)
 		},
@@ -58,7 +59,7 @@ func openExport(ctx context.Context, mounter *mount.Mounter, config StoreConfig)
 	if err != nil {
 		return nil, fmt.Errorf("open the root of %s: %w", config.Export, rootError(err))
 	}
-	if err := dropPrivileges(); err != nil {
+	if err := dropCapabilities(); err != nil {
 		return nil, fmt.Errorf("give up the capabilities that work on %s does not need: %w", config.Export, err)
 	}
 	// The modes of what the store makes are the ones it says.
