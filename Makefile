@@ -11,7 +11,7 @@ ARCH    ?= $(shell go env GOHOSTARCH)
 ENGINE  ?= $(shell if docker info >/dev/null 2>&1; then echo docker; elif command -v buildah >/dev/null; then echo buildah; else echo none; fi)
 
 # The steps of `make test`, in order.
-TEST_STEPS := fmt-check lint vet unit sanity acceptance
+TEST_STEPS := fmt-check lint vet unit chart sanity acceptance
 
 # The packages whose tests need the lab.
 LAB_TESTS  := ./test/acceptance ./test/lab ./pkg/nfs/mount ./pkg/nfs/worker
@@ -75,6 +75,7 @@ lint: | out ## Run golangci-lint and shellcheck; results in out/lint.xml
 	@shellcheck $(SCRIPTS)
 	@$(TOOL) $(LINT) run --output.text.path=stdout --output.junit-xml.path=out/lint.xml ./...
 	@cd hack/tools && go tool $(LINT) run --config=../../.golangci.yaml ./...
+	@cd test/chart && go tool -modfile=../../hack/tools/go.mod $(LINT) run --config=../../.golangci.yaml ./...
 
 .PHONY: vet
 vet: ## Run go vet
@@ -88,6 +89,12 @@ unit: | out ## Run the Go tests with the race detector; results in out/unit.xml 
 		--hide-summary=skipped --junitfile out/unit.xml \
 		--jsonfile out/unit.json -- -race ./... | tee out/unit.log || status=$$?; \
 		tail -n 1 out/unit.log > out/unit.summary; exit $$status
+
+.PHONY: chart
+chart: | out ## Test the Helm chart; results in out/chart.xml
+	@cd test/chart && go tool -modfile=../../hack/tools/go.mod gotestsum --format pkgname-and-test-fails \
+		--junitfile $(CURDIR)/out/chart.xml -- ./... | tee $(CURDIR)/out/chart.log
+	@tail -n 1 out/chart.log > out/chart.summary
 
 .PHONY: sanity
 sanity: | out ## Run csi-sanity on real NFS; results in out/sanity.xml
@@ -116,6 +123,7 @@ generate: ## Regenerate what is generated from other files of this tree
 	go generate ./...
 	go mod tidy
 	cd hack/tools && go mod tidy
+	cd test/chart && go mod tidy && go run ./generate
 
 .PHONY: verify
 verify: ## Run `make generate`; fail with the diff when that changed anything
