@@ -22,6 +22,7 @@ import (
 // the same volume is being made or deleted elsewhere at this moment; ErrFull,
 // ErrPermission, ErrUnavailable, ErrStale.
 func (s *Store) CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volume, error) {
+	defer s.active.begin()()
 	if err := checkSpec(spec); err != nil {
 		return nfs.Volume{}, err
 	}

@@ -30,6 +30,7 @@ const (
 // deleted and made again elsewhere at this moment; ErrPermission, ErrUnavailable,
 // ErrStale.
 func (s *Store) DeleteVolume(ctx context.Context, id, dir string) error {
+	defer s.active.begin()()
 	if err := s.deleteVolume(ctx, id, dir); err != nil {
 		return fmt.Errorf("delete volume %q: %w", id, err)
 	}
@@ -108,7 +109,7 @@ func (d *deletion) run(ctx context.Context) error {
 	if d.record.OnDelete == nfs.Retain {
 		return d.retain(ctx)
 	}
-	if err := d.look(ctx); err != nil {
+	if stands, err := d.look(ctx); err != nil || !stands {
 		return err
 	}
 	stem := fmt.Sprintf("%s.%s.%s", d.record.ID, time.Now().UTC().Format(trashTime), randomName())
@@ -136,15 +137,16 @@ func (d *deletion) retain(ctx context.Context) error {
 
 // look finds the directory. The record must still stand afterwards: then what it
 // saw is the volume, and not what someone made there after another process had
-// deleted the volume.
-func (d *deletion) look(ctx context.Context) error {
+// deleted the volume. A record that no longer stands is a delete that has
+// succeeded elsewhere.
+func (d *deletion) look(ctx context.Context) (stands bool, err error) {
 	owner, err := d.l.claimant(ctx, d.record.Dir)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if owner != "" && owner != d.record.ID {
 		klog.FromContext(ctx).Info("A volume is deleted without its directory, which belongs to another volume", "volume", d.record.Name, "dir", d.record.Dir, "owner", owner)
-		return nil
+		return true, nil
 	}
 	parent, _, err := d.s.walk(ctx, parentOf(d.record.Dir), lookForSure)
 	if err == nil {
@@ -152,16 +154,21 @@ func (d *deletion) look(ctx context.Context) error {
 		err = d.lookAt(ctx, path.Base(d.record.Dir))
 	}
 	if err != nil && !isAbsent(err) {
-		return err
+		return false, err
 	}
 	if err := d.l.volumes.refresh(ctx); err != nil {
-		return err
+		return false, err
 	}
 	st, err := d.l.volumes.lstat(ctx, d.record.ID+recordSuffix)
-	if isAbsent(err) || err == nil && !st.sameFile(d.record.file) {
-		return fmt.Errorf("%w: another process has just deleted the volume", nfs.ErrBusy)
+	switch {
+	case isAbsent(err):
+		return false, nil
+	case err != nil:
+		return false, err
+	case !st.sameFile(d.record.file):
+		return false, fmt.Errorf("%w: another process has just deleted the volume and made it anew", nfs.ErrBusy)
 	}
-	return err
+	return true, nil
 }
 
 func (d *deletion) lookAt(ctx context.Context, base string) error {
@@ -281,20 +288,20 @@ func (d *deletion) move(ctx context.Context, to *dir, name string) error {
 	}
 	// From here on the context must not leave it half done.
 	ctx = context.WithoutCancel(ctx)
-	moved, err := to.lstat(ctx, name)
-	if isAbsent(err) {
-		return nil // purged already
-	}
-	if err != nil {
-		return err
-	}
 	// While the directory that is held still exists, no other has its inode number.
 	ino, err := d.held.stat(ctx)
-	switch {
-	case err == nil && ino == moved.ino:
-		return nil
-	case err != nil && !errors.Is(err, nfs.ErrStale):
+	gone := errors.Is(err, nfs.ErrStale)
+	if err != nil && !gone {
 		return err
+	}
+	moved, err := to.lstat(ctx, name)
+	switch {
+	case isAbsent(err):
+		return nil // purged already
+	case err != nil:
+		return err
+	case !gone && moved.ino == ino:
+		return nil
 	}
 	if err := to.rename(ctx, name, d.parent, base); isAbsent(err) {
 		return nil // purged already

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-var testOptions = Options{DriverName: "csi.test", InstanceID: "one", purgeGrace: -1}
+var testOptions = Options{DriverName: "csi.test", InstanceID: "one", purgeGrace: -1, noYield: true}
 
 // openStore opens a store on dir for the length of the test.
 func openStore(t testing.TB, dir string, change ...func(*Options)) *Store {

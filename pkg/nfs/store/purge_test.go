@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -305,4 +306,46 @@ func TestPurgeOfAChangingTree(t *testing.T) {
 	if !exists(outside + "/secret") {
 		t.Error("the purge followed a link")
 	}
+}
+
+// While the store has other work, the purge hardly moves, but it does move.
+func TestPurgeGivesWay(t *testing.T) {
+	dir := t.TempDir()
+	create(t, openStore(t, dir), volumeSpec("v", "v"))
+	busy, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	s := openStore(t, dir, func(o *Options) {
+		o.noYield = false
+		o.hook = func(ctx context.Context, op, path string) error {
+			if ctx.Value(foregroundKey{}) != nil {
+				once.Do(func() { close(busy) })
+				<-release
+			}
+			return nil
+		}
+	})
+	done := make(chan error)
+	go func() {
+		_, err := s.ListVolumes(context.WithValue(t.Context(), foregroundKey{}, true), "z", 0)
+		done <- err
+	}()
+	<-busy
+	const name, files = "v.20200101T000000Z.0123456789ab", 12
+	for n := range files {
+		mustWrite(t, filepath.Join(dir, ownDir, "trash", name, fmt.Sprint(n)), "")
+	}
+	start := time.Now()
+	s.purge.confirm(name)
+	waitFor(t, "all files to go", func() (bool, string) {
+		b := s.Backlog()
+		return b.RemovedFiles >= files, fmt.Sprintf("%+v", b)
+	})
+	if took, least := time.Since(start), files*patience/DefaultPurgeConcurrency; took < least {
+		t.Errorf("%d files removed in %v beside other work, want %v at least", files, took, least)
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	waitPurged(t, dir)
 }

@@ -39,6 +39,7 @@ type Options struct {
 
 	hook       hook
 	purgeGrace time.Duration // 0 means defaultGrace, less than 0 none
+	noYield    bool          // the purge gives way to nothing
 }
 
 // Validate fails with ErrInvalid and says what is wrong with the options.
@@ -80,6 +81,7 @@ type Store struct {
 	root    *dir
 	purge   *purger
 	skipped atomic.Uint64
+	active  activity
 
 	mu     sync.Mutex
 	opened *layout // nil until there is one on the export

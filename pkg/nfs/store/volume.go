@@ -15,6 +15,7 @@ import (
 // GetVolume returns the volume with that record id. Errors: ErrNotFound;
 // ErrForeign when the record is another instance's or cannot be read.
 func (s *Store) GetVolume(ctx context.Context, id string) (nfs.Volume, error) {
+	defer s.active.begin()()
 	v, err := s.getVolume(ctx, id)
 	if err != nil {
 		return nfs.Volume{}, fmt.Errorf("get volume %q: %w", id, err)
@@ -53,6 +54,7 @@ func (s *Store) getVolume(ctx context.Context, id string) (nfs.Volume, error) {
 // go meanwhile may or may not be in it; all others are. A record that cannot be
 // read is logged, counted in Backlog and left out, so that it hides no other.
 func (s *Store) ListVolumes(ctx context.Context, after string, limit int) ([]nfs.Volume, error) {
+	defer s.active.begin()()
 	l, err := s.layout(ctx)
 	if err != nil || l == nil {
 		return nil, err
