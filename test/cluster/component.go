@@ -1,0 +1,257 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nfs-csi/nfs-csi-driver/test/lab"
+)
+
+// component is a program of the cluster that is built from a Go module.
+type component struct {
+	name    string // of the program
+	module  string
+	pkg     string // within the module; none is the module's own
+	version string // variable that the linker sets to the version, if the program needs that
+	dir     string // of the module that pins it, below the directory build
+}
+
+func components() []component {
+	const (
+		kubernetes  = "k8s.io/kubernetes"
+		containerd  = "github.com/containerd/containerd/v2"
+		provisioner = "github.com/kubernetes-csi/external-provisioner/v6"
+		resizer     = "github.com/kubernetes-csi/external-resizer/v2"
+		snapshotter = "github.com/kubernetes-csi/external-snapshotter/v8"
+		helm        = "helm.sh/helm/v4"
+
+		// Clients refuse a server whose version they cannot parse.
+		kubernetesVersion = "k8s.io/component-base/version.gitVersion"
+		helmVersion       = helm + "/internal/version.version"
+		sidecarVersion    = "main.version"
+	)
+	return []component{
+		{name: "etcd", module: "go.etcd.io/etcd/server/v3"},
+		{name: "kube-apiserver", module: kubernetes, pkg: "cmd/kube-apiserver", version: kubernetesVersion},
+		{name: "kube-controller-manager", module: kubernetes, pkg: "cmd/kube-controller-manager", version: kubernetesVersion},
+		{name: "kube-scheduler", module: kubernetes, pkg: "cmd/kube-scheduler", version: kubernetesVersion},
+		{name: "kubelet", module: kubernetes, pkg: "cmd/kubelet", version: kubernetesVersion},
+		{name: "kubectl", module: kubernetes, pkg: "cmd/kubectl", version: kubernetesVersion},
+		{name: "containerd", module: containerd, pkg: "cmd/containerd"},
+		{name: "containerd-shim-runc-v2", module: containerd, pkg: "cmd/containerd-shim-runc-v2"},
+		{name: "ctr", module: containerd, pkg: "cmd/ctr"},
+		{name: "helm", module: helm, pkg: "cmd/helm", version: helmVersion},
+		{name: "csi-resizer", module: resizer, pkg: "cmd/csi-resizer", version: sidecarVersion},
+		{name: "csi-snapshotter", module: snapshotter, pkg: "cmd/csi-snapshotter", version: sidecarVersion},
+		{name: "snapshot-controller", module: snapshotter, pkg: "cmd/snapshot-controller", version: sidecarVersion},
+		// It does not compile with the client libraries of the others.
+		{name: "csi-provisioner", module: provisioner, pkg: "cmd/csi-provisioner", version: sidecarVersion, dir: "csi-provisioner"},
+	}
+}
+
+// programs are built components: where each is, and of which version.
+type programs map[string]program
+
+type program struct {
+	path    string
+	version string // of its module, like v1.37.2
+}
+
+// Build compiles every component that the cache does not hold, and says on log what it does. It
+// takes half an hour on two cores when nothing is there. Builds on one machine wait for each
+// other.
+func Build(ctx context.Context, log io.Writer) error {
+	_, err := build(ctx, &logger{w: log})
+	return err
+}
+
+func build(ctx context.Context, log *logger) (programs, error) {
+	source, err := buildDir()
+	if err != nil {
+		return nil, err
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		return nil, err
+	}
+	built := make(programs)
+	var missing []component
+	pinned := make(map[string]*pins)
+	for _, c := range components() {
+		if pinned[c.dir] == nil {
+			if pinned[c.dir], err = readPins(ctx, filepath.Join(source, c.dir), c.dir); err != nil {
+				return nil, err
+			}
+		}
+		p := pinned[c.dir]
+		// The digest is there because a version is not all: other modules go into a program, too.
+		dir := filepath.Join(cache, fmt.Sprintf("%s-%s-%s", c.name, p.versions[c.module], p.digest))
+		built[c.name] = program{path: filepath.Join(dir, c.name), version: p.versions[c.module]}
+		if _, err := os.Stat(built[c.name].path); err != nil {
+			missing = append(missing, c)
+		}
+	}
+	if len(missing) == 0 {
+		return built, nil
+	}
+	unlock, err := lockFile(ctx, filepath.Join(cache, "cluster.lock"))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	began := time.Now()
+	log.printf("cluster: building %d programs from Go modules into %s, once for this version of them", len(missing), cache)
+	for i, c := range missing {
+		p := built[c.name]
+		if _, err := os.Stat(p.path); err == nil {
+			continue // by the one that had the lock
+		}
+		what := fmt.Sprintf("building %s %s (%d of %d)", c.name, p.version, i+1, len(missing))
+		if err := log.progress(what, func() error { return buildOne(ctx, filepath.Join(source, c.dir), c, p) }); err != nil {
+			return nil, err
+		}
+	}
+	log.printf("cluster: built in %v", time.Since(began).Round(time.Second))
+	return built, nil
+}
+
+// buildOne compiles one component; its directory appears whole or not at all.
+func buildOne(ctx context.Context, source string, c component, p program) error {
+	final := filepath.Dir(p.path)
+	tmp, err := os.MkdirTemp(filepath.Dir(final), "build-")
+	if err != nil {
+		return fmt.Errorf("build %s: %w", c.name, err)
+	}
+	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return fmt.Errorf("build %s: %w", c.name, err)
+	}
+	ldflags := "-s -w"
+	if c.version != "" {
+		ldflags += fmt.Sprintf(" -X %s=%s", c.version, p.version)
+	}
+	_, err = goTool(ctx, source, "build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags,
+		"-o", filepath.Join(tmp, c.name), path.Join(c.module, c.pkg))
+	if err != nil {
+		return fmt.Errorf("build %s: %w", c.name, err)
+	}
+	if err := os.Rename(tmp, final); err != nil {
+		return fmt.Errorf("build %s: %w", c.name, err)
+	}
+	return nil
+}
+
+// goTool runs the go command in a directory and returns its standard output. What it needs of the
+// environment is set: the flags of whoever calls are for another module.
+func goTool(ctx context.Context, dir string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=", "GOWORK=off")
+	cmd.WaitDelay = time.Second
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("go %s: %w: %s", args[0], errors.Join(err, ctx.Err()), bytes.TrimSpace(stderr.Bytes()))
+	}
+	return stdout.String(), nil
+}
+
+// pins are what a module of the directory build says of its components.
+type pins struct {
+	versions map[string]string // of modules
+	digest   string            // of everything but a component's version that decides what is built
+}
+
+func readPins(ctx context.Context, source, dir string) (*pins, error) {
+	p := &pins{versions: make(map[string]string)}
+	h := sha256.New()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(filepath.Join(source, name))
+		if err != nil {
+			return nil, fmt.Errorf("read the cluster's modules: %w", err)
+		}
+		h.Write(data)
+	}
+	fmt.Fprintln(h, runtime.Version())
+	args := []string{"list", "-m", "-f", "{{.Path}} {{.Version}}"}
+	for _, c := range components() {
+		if c.dir == dir {
+			fmt.Fprintln(h, c)
+			args = append(args, c.module)
+		}
+	}
+	p.digest = fmt.Sprintf("%x", h.Sum(nil))[:8]
+	out, err := goTool(ctx, source, args...)
+	if err != nil {
+		return nil, fmt.Errorf("versions of the cluster's programs: %w", err)
+	}
+	for line := range strings.Lines(out) {
+		if module, version, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
+			p.versions[module] = version
+		}
+	}
+	return p, nil
+}
+
+// buildDir is the directory of the module that pins the components.
+func buildDir() (string, error) {
+	_, file, _, ok := runtime.Caller(0)
+	dir := filepath.Join(filepath.Dir(file), "build")
+	if _, err := os.Stat(filepath.Join(dir, "go.mod")); !ok || err != nil {
+		return "", errors.New("the cluster builds its programs and needs its source (do not build it with -trimpath)")
+	}
+	return dir, nil
+}
+
+// cacheDir is where built programs stay.
+func cacheDir() (string, error) {
+	base, err := os.UserCacheDir()
+	if err != nil { // no HOME
+		base = "/var/cache"
+	}
+	dir := filepath.Join(base, "nfs-csi-lab")
+	if lab.GuestPath(dir) != dir {
+		return "", fmt.Errorf("the cache %s is where guests have files of their own; set XDG_CACHE_HOME to another place", dir)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make the cluster's cache: %w", err)
+	}
+	return dir, nil
+}
+
+// lockFile waits for the lock on a file, which a process that dies gives up.
+func lockFile(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("wait for the build that holds %s: %w", path, ctx.Err())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
