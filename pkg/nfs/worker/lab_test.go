@@ -81,15 +81,18 @@ func (f *faults) Write(p []byte) (int, error) {
 		}
 		line := string(f.line[:i])
 		f.line = f.line[i+1:]
-		fmt.Fprintln(f.log, line)
+		if _, err := f.log.Write([]byte(line)); err != nil {
+			return 0, err
+		}
 		if want, ok := strings.CutPrefix(line, wantPrefix); ok {
 			// In a goroutine: the guest's output must not wait for the fault.
 			go func() {
-				err := f.make(want)
-				if err == nil {
-					err = fmt.Errorf("")
+				answer := ""
+				if err := f.make(want); err != nil {
+					answer = strings.ReplaceAll(err.Error(), "\n", " ")
 				}
-				fmt.Fprintln(f.answer, strings.ReplaceAll(err.Error(), "\n", " "))
+				// It fails only when the guest's program has ended.
+				_, _ = io.WriteString(f.answer, answer+"\n")
 			}()
 		}
 	}

@@ -58,6 +58,7 @@ func TestRealStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("first Open: %s", time.Since(began))
+	var ids []string
 	for i := range 20 {
 		began := time.Now()
 		v, err := s.CreateVolume(t.Context(), spec(fmt.Sprintf("pvc-%d", i)))
@@ -67,12 +68,15 @@ func TestRealStore(t *testing.T) {
 		if i%10 == 0 {
 			t.Logf("create: %s", time.Since(began))
 		}
-		defer func() {
-			if err := s.DeleteVolume(t.Context(), v.ID, ""); err != nil {
+		ids = append(ids, v.ID)
+	}
+	defer func() {
+		for _, id := range ids {
+			if err := s.DeleteVolume(t.Context(), id, ""); err != nil {
 				t.Error(err)
 			}
-		}()
-	}
+		}
+	}()
 	began = time.Now()
 	const gets = 100
 	for range gets {
