@@ -45,7 +45,10 @@ type Mounter interface {
 	// Mount mounts the directory dir (relative to the share, may be empty) of
 	// the export at target, which exists.
 	Mount(ctx context.Context, export nfs.Export, dir, target string, readOnly bool) error
-	// Bind makes source visible at target, which exists.
+	// Bind makes the mount at source visible at target, which exists. It asks
+	// the server behind source first, so that no pod is given a dead mount: it
+	// fails with nfs.ErrUnavailable when that does not answer and with
+	// nfs.ErrStale when it no longer knows the directory.
 	Bind(ctx context.Context, source, target string, readOnly bool) error
 	// Unmount takes away every mount at target and never waits for a server:
 	// plain, then forced, then detached. No mount there is no error.

@@ -91,17 +91,10 @@ func (n *node) mount(ctx context.Context, volume volumeLocation, path string, re
 	return nil
 }
 
-// ensureAlive asks the mount at the staging path for its usage, and mounts the
-// volume anew when the server no longer knows the directory behind the mount.
-// Pods that run on the volume have mounts of their own and keep them.
-func (n *node) ensureAlive(ctx context.Context, volume volumeLocation, staging string, readOnly bool) error {
-	_, err := n.mounts.Usage(ctx, staging)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, nfs.ErrStale) {
-		return fmt.Errorf("%s, mounted at %s, does not answer: %w", volume, staging, err)
-	}
+// mountAnew replaces the mount at the staging path when the server no longer
+// knows the directory behind it. Pods that run on the volume have mounts of
+// their own and keep them.
+func (n *node) mountAnew(ctx context.Context, volume volumeLocation, staging string, readOnly bool) error {
 	klog.FromContext(ctx).Info("The staged mount is stale: mounting the volume anew", "path", staging)
 	if err := n.mounts.Unmount(ctx, staging); err != nil {
 		return fmt.Errorf("unmount the stale mount at %s: %w", staging, err)
@@ -112,21 +105,15 @@ func (n *node) ensureAlive(ctx context.Context, volume volumeLocation, staging s
 // unmount takes away what is mounted at the path, and then the empty directory.
 // Nothing mounted and no directory are a success: somebody did it before.
 func (n *node) unmount(ctx context.Context, path string) error {
-	_, mounted, err := n.mountAt(path)
+	if err := n.mounts.Unmount(ctx, path); err != nil {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	still, mounted, err := n.mountAt(path)
 	if err != nil {
 		return err
 	}
 	if mounted {
-		if err := n.mounts.Unmount(ctx, path); err != nil {
-			return fmt.Errorf("unmount %s: %w", path, err)
-		}
-		still, mounted, err := n.mountAt(path)
-		if err != nil {
-			return err
-		}
-		if mounted {
-			return fmt.Errorf("%w: %s is still mounted at %s", nfs.ErrUnavailable, describe(still), path)
-		}
+		return fmt.Errorf("%w: %s is still mounted at %s", nfs.ErrUnavailable, describe(still), path)
 	}
 	return removeMountPoint(path)
 }

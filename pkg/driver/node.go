@@ -78,8 +78,12 @@ func (n *node) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequ
 		return nil, fmt.Errorf("stage volume %q: %s is not what is mounted at %s, but %s: %w",
 			req.GetVolumeId(), volume, staging, describe(existing), err)
 	}
-	if err := n.ensureAlive(ctx, volume, staging, readOnly); err != nil {
-		return nil, err
+	_, err = n.mounts.Usage(ctx, staging)
+	if errors.Is(err, nfs.ErrStale) {
+		err = n.mountAnew(ctx, volume, staging, readOnly)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stage volume %q: %s, mounted at %s, does not answer: %w", req.GetVolumeId(), volume, staging, err)
 	}
 	return &csi.NodeStageVolumeResponse{}, nil
 }
@@ -131,9 +135,6 @@ func (n *node) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolume
 			return nil, fmt.Errorf("%w: publish volume %q: it is published at %s, and the access mode %s allows one target path only",
 				errPrecondition, p.volumeID, other.MountPoint, p.mode)
 		}
-	}
-	if err := n.ensureAlive(ctx, p.volume, p.staging, isReadOnly(staged)); err != nil {
-		return nil, err
 	}
 	if err := n.bind(ctx, p, staged); err != nil {
 		return nil, fmt.Errorf("publish volume %q: %w", p.volumeID, err)
@@ -202,11 +203,17 @@ func (n *node) bind(ctx context.Context, p publish, staged mountutils.MountInfo)
 	if err := makeMountPoint(p.target); err != nil {
 		return err
 	}
-	if err := n.mounts.Bind(ctx, p.staging, p.target, p.readOnly); err != nil {
+	err := n.mounts.Bind(ctx, p.staging, p.target, p.readOnly)
+	if errors.Is(err, nfs.ErrStale) {
+		if err = n.mountAnew(ctx, p.volume, p.staging, isReadOnly(staged)); err == nil {
+			err = n.mounts.Bind(ctx, p.staging, p.target, p.readOnly)
+		}
+	}
+	if err != nil {
 		// Nothing is mounted there in most cases; otherwise it stays for
 		// NodeUnpublishVolume.
 		_ = removeMountPoint(p.target)
-		return fmt.Errorf("bind %s to %s: %w", p.staging, p.target, err)
+		return fmt.Errorf("bind %s, mounted at %s, to %s: %w", p.volume, p.staging, p.target, err)
 	}
 	// Between the look at the staging path and the bind, somebody may have
 	// unmounted it. Then the pod would write to the node's own disk.

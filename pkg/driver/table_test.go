@@ -65,6 +65,9 @@ func (t *table) Bind(_ context.Context, source, target string, readOnly bool) er
 	if t.beforeBind != nil {
 		t.beforeBind(t)
 	}
+	if err := t.usageErr[source]; err != nil {
+		return err
+	}
 	t.note("bind %s to %s ro=%v", filepath.Base(source), filepath.Base(target), readOnly)
 	if t.bindErr != nil {
 		return t.bindErr
@@ -84,7 +87,9 @@ func (t *table) Bind(_ context.Context, source, target string, readOnly bool) er
 func (t *table) Unmount(_ context.Context, target string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.note("unmount %s", filepath.Base(target))
+	if _, ok := mount.Find(t.mounts, target); ok {
+		t.note("unmount %s", filepath.Base(target))
+	}
 	if !t.stuck {
 		t.remove(target)
 	}

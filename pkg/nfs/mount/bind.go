@@ -14,10 +14,15 @@ import (
 // Bind makes the directory or file source visible at target, which exists, and
 // at no moment writable there if readOnly is set and the kernel has
 // mount_setattr(2) (Linux 5.12). Neither may be a symbolic link. Mounts below
-// source are not taken along. Errors are of type *Error.
+// source are not taken along. The server behind source is asked first, so that
+// a mount that is dead or stale is not handed on; like Usage, that blocks while
+// the server does not answer. Errors are of type *Error.
 func (m *Mounter) Bind(ctx context.Context, source, target string, readOnly bool) error {
 	if err := ctx.Err(); err != nil {
 		return &Error{Op: "bind", Subject: target, Reason: "no time left", Kind: nfs.ErrUnavailable, Err: err}
+	}
+	if _, err := m.Usage(ctx, source); err != nil {
+		return err
 	}
 	err := error(localCall("mount_setattr", unix.ENOSYS))
 	if !m.options.Legacy {

@@ -197,12 +197,7 @@ func (s *mountServer) Mount(ctx context.Context, req *workerpb.MountRequest) (*w
 	return empty(s.mounter.Mount(ctx, exportFromPB(req.GetExport()), req.GetDir(), req.GetTarget(), req.GetReadOnly()))
 }
 
-// Bind asks the server first, as driver.Mounter promises; here that costs no
-// second call to the worker.
 func (s *mountServer) Bind(ctx context.Context, req *workerpb.BindRequest) (*workerpb.Empty, error) {
-	if _, err := s.mounter.Usage(ctx, req.GetSource()); err != nil {
-		return nil, err
-	}
 	return empty(s.mounter.Bind(ctx, req.GetSource(), req.GetTarget(), req.GetReadOnly()))
 }
 
