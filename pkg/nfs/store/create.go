@@ -71,7 +71,6 @@ type creation struct {
 	parent      *dir
 	newParents  int  // innermost parents that it made
 	claimed     bool // the claim is of this volume
-	newClaim    bool // and was made by this run
 	ownsDir     bool // the directory is this volume's
 	record      *record
 	recordFound *record // another run's record of this volume
@@ -244,7 +243,7 @@ func (c *creation) claim(ctx context.Context) error {
 	exists := err == nil
 	if isAbsent(err) {
 		if err = c.l.dirs.symlink(ctx, c.id, claimName(c.spec.Dir)); err == nil {
-			c.claimed, c.newClaim = true, true
+			c.claimed = true
 			return nil
 		}
 		if isTaken(err) {
@@ -277,7 +276,7 @@ func (c *creation) foreign() error {
 }
 
 // makeDir makes the parents and the directory, or takes on the empty directory
-// that an earlier run with the same claim has left.
+// of another run with the same claim, which was killed or is at work just now.
 func (c *creation) makeDir(ctx context.Context) error {
 	err := c.mkdir(ctx)
 	if err == nil {
@@ -290,9 +289,6 @@ func (c *creation) makeDir(ctx context.Context) error {
 	if c.recordFound, err = c.l.recordForSure(ctx, c.id); err != nil || c.recordFound != nil {
 		return err
 	}
-	if c.newClaim {
-		return fmt.Errorf("%w: the directory appeared at this moment, by another create of the same volume or by someone else", nfs.ErrBusy)
-	}
 	d, err := c.parent.openDir(ctx, c.base)
 	if isAbsent(err) {
 		return fmt.Errorf("%w: another create of the same volume is being undone", nfs.ErrBusy)
@@ -301,7 +297,15 @@ func (c *creation) makeDir(ctx context.Context) error {
 		return notDirectory(err, c.spec.Dir)
 	}
 	defer d.close()
-	if err := d.list(ctx, func([]string) error { return c.foreign() }); err != nil {
+	empty := true
+	if err := d.list(ctx, func([]string) error { empty = false; return nil }); err != nil {
+		return err
+	}
+	if !empty {
+		// The other run may have ended, and its volume be in use already.
+		if c.recordFound, err = c.l.recordForSure(ctx, c.id); err == nil && c.recordFound == nil {
+			err = c.foreign()
+		}
 		return err
 	}
 	// Only now, with the directory seen, does the claim say whose it is.
