@@ -89,7 +89,7 @@ func TestDeleteFails(t *testing.T) {
 					happened := interrupted(t, d, n, func(o string) error { op = o; return errno }, func(ctx context.Context, s *Store) {
 						err = s.DeleteVolume(ctx, "pvc-1", "")
 					})
-					want, _ := classify(errno)
+					_, want := classify(errno)
 					if happened && err == nil && op != "unlink" || err != nil && !errors.Is(err, want) {
 						t.Errorf("%s failed with %v: %v", op, errno, err)
 					}
@@ -248,7 +248,7 @@ func TestClassify(t *testing.T) {
 		err := opError("mkdir", "a/b", errno)
 		if want != nil {
 			wantError(t, err, want, `"a/b"`)
-		} else if got, _ := classify(err); got != nil {
+		} else if _, got := classify(err); got != nil {
 			t.Errorf("%v is %v", errno, got)
 		}
 		if !errors.Is(err, errno) {

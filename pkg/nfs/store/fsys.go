@@ -390,7 +390,7 @@ func (d *dir) writeFile(ctx context.Context, name string, data []byte) (err erro
 // opError gives an operation's failure its sentinel, and the operator a hint.
 // The error number stays within reach of errors.Is.
 func opError(op, p string, err error) error {
-	sentinel, hint := classify(err)
+	hint, sentinel := classify(err)
 	switch {
 	case sentinel == nil:
 		return fmt.Errorf("%s %q: %w", op, p, err)
@@ -403,32 +403,32 @@ func opError(op, p string, err error) error {
 
 // classify is the one table from error numbers (errno(3)) to sentinels. Those
 // that are not in it, such as ENOENT, mean what the caller makes of them.
-func classify(err error) (sentinel error, hint string) {
+func classify(err error) (hint string, sentinel error) {
 	var errno unix.Errno
 	if !errors.As(err, &errno) {
 		for _, s := range nfs.Sentinels() {
 			if errors.Is(err, s) {
-				return s, ""
+				return "", s
 			}
 		}
-		return nil, ""
+		return "", nil
 	}
 	switch errno {
 	case unix.ENOSPC, unix.EDQUOT:
-		return nfs.ErrFull, "; free space on the server or raise the quota"
+		return "; free space on the server or raise the quota", nfs.ErrFull
 	case unix.EROFS:
-		return nfs.ErrPermission, "; the export or the file system behind it is read-only"
+		return "; the export or the file system behind it is read-only", nfs.ErrPermission
 	case unix.EACCES, unix.EPERM:
-		return nfs.ErrPermission, "; the server refuses it to the user that it takes this client for: see root_squash in exports(5), and the owner and mode of the directory"
+		return "; the server refuses it to the user that it takes this client for: see root_squash in exports(5), and the owner and mode of the directory", nfs.ErrPermission
 	case unix.ESTALE:
-		return nfs.ErrStale, ""
+		return "", nfs.ErrStale
 	case unix.EIO, unix.ETIMEDOUT, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ENETDOWN, unix.ENETUNREACH,
 		unix.ECONNREFUSED, unix.ECONNRESET, unix.ECONNABORTED, unix.ENOTCONN, unix.EPIPE, unix.EREMOTEIO, unix.ESHUTDOWN:
-		return nfs.ErrUnavailable, ""
+		return "", nfs.ErrUnavailable
 	case unix.ENAMETOOLONG:
-		return nfs.ErrInvalid, "; the file system of the export takes shorter names only"
+		return "; the file system of the export takes shorter names only", nfs.ErrInvalid
 	}
-	return nil, ""
+	return "", nil
 }
 
 // isNotDir reports whether openDir failed because the entry is no directory.

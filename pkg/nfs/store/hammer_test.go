@@ -67,7 +67,7 @@ func (h *hammerJob) use(ctx context.Context, s *Store, spec nfs.VolumeSpec) erro
 		return fmt.Errorf("the new volume %q: %w", spec.Name, err)
 	}
 	_, err = f.WriteString(spec.Name)
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	if again, err := s.CreateVolume(ctx, spec); err != nil {

@@ -95,7 +95,7 @@ func (j job) run(ctx context.Context) error {
 		if b := s.Backlog(); b.Failing > 0 {
 			err = fmt.Errorf("the purge fails: %+v", b)
 		}
-		time.Sleep(time.Millisecond)
+		<-time.After(time.Millisecond)
 	}
 	return errors.Join(err, s.Close(), root.Close())
 }
@@ -170,12 +170,12 @@ func neighbours(t testing.TB, dir string) []string {
 }
 
 // killEach runs check after a child was killed before each single file operation
-// of the job that make gives for a fresh export.
-func killEach(t *testing.T, least int, make func(t *testing.T) job, check func(t *testing.T, dir string)) {
+// of the job that prepare gives for a fresh export.
+func killEach(t *testing.T, least int, prepare func(t *testing.T) job, check func(t *testing.T, dir string)) {
 	for n := 1; ; n++ {
 		killed := true
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			j := make(t)
+			j := prepare(t)
 			j.KillAt = n
 			before := neighbours(t, j.Dir)
 			killed = runJob(t, j)
@@ -298,7 +298,7 @@ func dieAt(t testing.TB, dir string, n int, f func(ctx context.Context, s *Store
 // A create is killed, its retry too, and the next succeeds.
 func TestKillCreateTwice(t *testing.T) {
 	t.Parallel()
-	spec := volumeSpec("pvc-1", "team/app/pvc-1")
+	spec := volumeSpec("pvc-1", "pvc-1")
 	createVolume := func(ctx context.Context, s *Store) {
 		if _, err := s.CreateVolume(ctx, spec); err != nil {
 			t.Error(err)

@@ -26,35 +26,7 @@ const (
 	workAge      = time.Hour
 	firstBackoff = 2 * time.Second
 	lastBackoff  = 10 * time.Minute
-
-	// The purge waits for this long a pause in the store's other work, so that
-	// nobody notices it, but not longer than its patience for each file.
-	pause    = 50 * time.Millisecond
-	patience = 100 * time.Millisecond
 )
-
-// activity is what the store does in the foreground.
-type activity struct {
-	running atomic.Int64
-	ended   atomic.Int64 // unix nanoseconds
-}
-
-// begin is called when an operation begins, its result when it ends.
-func (a *activity) begin() (end func()) {
-	a.running.Add(1)
-	return func() {
-		a.ended.Store(time.Now().UnixNano())
-		a.running.Add(-1)
-	}
-}
-
-// untilPause says how long it takes to a pause if nothing more is done.
-func (a *activity) untilPause() time.Duration {
-	if a.running.Load() > 0 {
-		return pause
-	}
-	return pause - time.Since(time.Unix(0, a.ended.Load()))
-}
 
 // purger removes what is in the trash, in the background. An entry is a tree,
 // or, by its suffix, the record of a volume whose deletion may not be complete
@@ -394,25 +366,6 @@ func (p *purger) follow(ctx context.Context, l *layout, name string) error {
 		return err
 	}
 	return p.unlink(ctx, l.trash, name)
-}
-
-// pace comes before every file that is removed.
-func (p *purger) pace(ctx context.Context) error {
-	for waited := time.Duration(0); waited < patience && !p.s.opts.noYield; {
-		wait := p.s.active.untilPause()
-		if wait <= 0 {
-			break
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		case <-timer.C:
-		}
-		waited += wait
-	}
-	return p.limiter.Wait(ctx)
 }
 
 func (p *purger) unlink(ctx context.Context, d *dir, name string) error {

@@ -264,6 +264,7 @@ func TestPurgeIsBounded(t *testing.T) {
 		mustWrite(t, fmt.Sprintf("%s/%d/%d/x", p, n%10, n), "")
 	}
 	var running, most atomic.Int64
+	meet := make(chan struct{})
 	openStore(t, dir, func(o *Options) {
 		o.PurgeConcurrency = 3
 		o.hook = func(ctx context.Context, op, path string) error {
@@ -271,7 +272,11 @@ func TestPurgeIsBounded(t *testing.T) {
 				return nil
 			}
 			most.Store(max(most.Load(), running.Add(1)))
-			time.Sleep(100 * time.Microsecond) // so that they meet
+			select { // so that they meet
+			case meet <- struct{}{}:
+			case <-meet:
+			case <-time.After(10 * time.Millisecond):
+			}
 			running.Add(-1)
 			return nil
 		}

@@ -116,7 +116,7 @@ func (r *record) check() error {
 		return fmt.Errorf("id %q is not that of the name %q", r.ID, r.Name)
 	}
 	if err := nfs.CheckSubDir(r.Dir); err != nil {
-		return fmt.Errorf("dir: %v", err)
+		return fmt.Errorf("dir: %s", err.Error()) // without its sentinel
 	}
 	if _, err := parseMode(r.Mode); err != nil {
 		return err
