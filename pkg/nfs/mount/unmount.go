@@ -14,9 +14,11 @@ import (
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
-// unmountKey names one umount2 call.
+// unmountKey names one umount2 call. The mount's id is part of it: after a call
+// that hung, another mount may be at the same target, for which it did nothing.
 type unmountKey struct {
 	target string
+	id     int
 	flags  int
 }
 
@@ -86,7 +88,7 @@ func (m *Mounter) Unmount(ctx context.Context, target string) error {
 // returns what the last step said, an *Error if nothing further helps.
 func (m *Mounter) unmountTop(ctx context.Context, place string, id int, force bool) error {
 	logger := klog.FromContext(ctx).WithValues("target", place)
-	err := m.umount(ctx, place, 0)
+	err := m.umount(ctx, place, id, 0)
 	switch {
 	case err == nil:
 		logger.V(4).Info("Unmounted")
@@ -102,12 +104,12 @@ func (m *Mounter) unmountTop(ctx context.Context, place string, id int, force bo
 			break
 		}
 		logger.Info("The server does not answer, aborting its requests")
-		if err = m.umount(ctx, place, unix.MNT_FORCE); err == nil {
+		if err = m.umount(ctx, place, id, unix.MNT_FORCE); err == nil {
 			return nil
 		}
 	}
 	logger.Info("Detaching the mount", "why", err)
-	err = m.umount(ctx, place, unix.MNT_DETACH)
+	err = m.umount(ctx, place, id, unix.MNT_DETACH)
 	if errors.Is(err, unix.EPERM) {
 		return local("unmount", place, localCall("umount2", err))
 	}
@@ -127,8 +129,8 @@ func (m *Mounter) gone(place string, id int) (bool, error) {
 
 // umount calls umount2 in a goroutine and waits for it until UnmountTimeout, or a
 // third of the context's time, is over. UMOUNT_NOFOLLOW always goes with it.
-func (m *Mounter) umount(ctx context.Context, place string, flags int) error {
-	key := unmountKey{place, flags}
+func (m *Mounter) umount(ctx context.Context, place string, id, flags int) error {
+	key := unmountKey{place, id, flags}
 	m.mu.Lock()
 	call := m.unmounts[key]
 	if call == nil {

@@ -177,6 +177,26 @@ func TestUnmountAgainWhileFlushing(t *testing.T) {
 	}
 }
 
+// What becomes of the umount2 of an earlier mount says nothing of a new one.
+func TestUnmountOfNewMountIsItsOwn(t *testing.T) {
+	s := &fakeSystem{mounts: []string{"5 9 /t"}, plain: "vanish"}
+	m := s.mounter(t)
+	if err := m.Unmount(t.Context(), "/t"); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	s.mounts, s.calls, s.plain, s.force, s.detach = []string{"6 10 /t"}, nil, "ok", "stay", "stay"
+	s.mu.Unlock()
+	if err := m.Unmount(t.Context(), "/t"); err != nil {
+		t.Error(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if diff := cmp.Diff([]string{"plain"}, s.calls); diff != "" {
+		t.Errorf("calls (-want +got)\n%s", diff)
+	}
+}
+
 func TestUnmountObeysContext(t *testing.T) {
 	s := &fakeSystem{mounts: []string{"5 9 /t"}, plain: "hang", force: "hang", detach: "hang"}
 	m := s.mounter(t)
