@@ -47,7 +47,7 @@ func (c *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 	}
 	volume, err := store.CreateVolume(ctx, spec)
 	if err != nil {
-		return nil, fmt.Errorf("create volume %q on %s, directory %q: %w", spec.Name, export, spec.Dir, err)
+		return nil, fmt.Errorf("create volume %q on %s: %w", spec.Name, export, err)
 	}
 	return &csi.CreateVolumeResponse{Volume: csiVolume(export, volume)}, nil
 }

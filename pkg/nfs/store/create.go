@@ -35,7 +35,7 @@ func (s *Store) CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volu
 	v, err := c.run(ctx)
 	s.reopenAfter(l, err)
 	if err != nil {
-		return nfs.Volume{}, fmt.Errorf("create volume %q in directory %q: %w", spec.Name, spec.Dir, err)
+		return nfs.Volume{}, fmt.Errorf("directory %q: %w", spec.Dir, err)
 	}
 	return v, nil
 }

@@ -31,13 +31,6 @@ const (
 // ErrStale.
 func (s *Store) DeleteVolume(ctx context.Context, id, dir string) error {
 	defer s.active.begin()()
-	if err := s.deleteVolume(ctx, id, dir); err != nil {
-		return fmt.Errorf("delete volume %q: %w", id, err)
-	}
-	return nil
-}
-
-func (s *Store) deleteVolume(ctx context.Context, id, dir string) error {
 	if err := nfs.CheckRecordID(id); err != nil {
 		return err
 	}
@@ -209,6 +202,7 @@ func (d *deletion) trash(ctx context.Context, stem string) error {
 func (d *deletion) hide(ctx context.Context, stem string) error {
 	hidden := hiddenPrefix + d.record.ID + "-" + randomName()
 	pointer := stem + pointerSuffix
+	d.s.purge.hold(pointer)
 	if err := d.l.trash.symlink(ctx, path.Join(d.parent.path, hidden), pointer); err != nil {
 		return err
 	}

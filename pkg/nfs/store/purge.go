@@ -47,6 +47,7 @@ type purger struct {
 // entry is what the purger remembers of something in the trash.
 type entry struct {
 	confirmed bool // put there by this store, and rightly
+	held      bool // about to be put there by this store, which will confirm it
 	failures  int
 	next      time.Time // not before
 }
@@ -76,6 +77,15 @@ func (p *purger) stop() {
 	<-p.done
 }
 
+// hold announces an entry that points to what is not there yet, so that the purge
+// does not take it for one whose tree is gone. What is never confirmed, because
+// the move failed, is looked at when the grace is over.
+func (p *purger) hold(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.entries[name] = &entry{held: true, next: time.Now().Add(defaultGrace)}
+}
+
 // confirm says that this store has put the entry in the trash and knows that it
 // belongs there.
 func (p *purger) confirm(name string) {
@@ -83,7 +93,7 @@ func (p *purger) confirm(name string) {
 	if p.entries[name] == nil {
 		p.entries[name] = &entry{}
 	}
-	p.entries[name].confirmed = true
+	p.entries[name].confirmed, p.entries[name].held = true, false
 	p.entries[name].next = time.Time{}
 	p.mu.Unlock()
 	select {
@@ -237,6 +247,9 @@ func (p *purger) scan(ctx context.Context, l *layout) (due []string, err error) 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name := range before { // known, but in the trash no more
+		if e := p.entries[name]; e != nil && e.held && e.next.After(now) {
+			continue // or not yet
+		}
 		delete(p.entries, name)
 	}
 	return due, nil
