@@ -70,6 +70,7 @@ func (cp *controlPlane) issueAll() error {
 			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local",
 		}},
 		{"kubelet-client", "kube-apiserver-kubelet-client", admins, nil},
+		{"front-proxy", "front-proxy", "", nil},
 	} {
 		if _, _, err := a.issue(c.name, c.user, c.group, c.hosts...); err != nil {
 			return err
@@ -79,11 +80,11 @@ func (cp *controlPlane) issueAll() error {
 		return err
 	}
 	for _, name := range []string{"kube-controller-manager", "kube-scheduler"} {
-		if _, err := a.kubeconfig(name, cp.url(), "system:"+name, ""); err != nil {
+		if err := a.kubeconfig(name, cp.url(), "system:"+name, ""); err != nil {
 			return err
 		}
 	}
-	if _, err := a.kubeconfig("admin", "https://"+cp.forwarder.address(), "admin", admins); err != nil {
+	if err := a.kubeconfig("admin", "https://"+cp.forwarder.address(), "admin", admins); err != nil {
 		return err
 	}
 	cert, err := tls.LoadX509KeyPair(a.file("admin.crt"), a.file("admin.key"))
@@ -122,6 +123,10 @@ func (cp *controlPlane) start(ctx context.Context) error {
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file="+f("service-accounts.key"),
 		"--service-account-signing-key-file="+f("service-accounts.key"),
+		"--requestheader-client-ca-file="+f("ca.crt"), "--requestheader-allowed-names=front-proxy",
+		"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--proxy-client-cert-file="+f("front-proxy.crt"), "--proxy-client-key-file="+f("front-proxy.key"),
 		"--kubelet-client-certificate="+f("kubelet-client.crt"), "--kubelet-client-key="+f("kubelet-client.key"),
 		"--kubelet-certificate-authority="+f("ca.crt"), "--kubelet-preferred-address-types=InternalIP",
 	); err != nil {

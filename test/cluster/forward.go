@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime"
 	"sync"
 )
 
@@ -17,9 +16,7 @@ func dialNetns(ctx context.Context, netns, address string) (net.Conn, error) {
 		err  error
 	}
 	dialed := make(chan result, 1)
-	go func() {
-		// The thread ends with this goroutine, as it stays locked.
-		runtime.LockOSThread()
+	onThread(func() {
 		if err := enterNetns(netns); err != nil {
 			dialed <- result{err: err}
 			return
@@ -27,7 +24,7 @@ func dialNetns(ctx context.Context, netns, address string) (net.Conn, error) {
 		// One literal address: the dialer makes the socket on this thread.
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 		dialed <- result{conn, err}
-	}()
+	})
 	r := <-dialed
 	return r.conn, r.err
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 )
 
 // nodePodSubnet is where the addresses of a node's pods come from.
@@ -18,16 +17,14 @@ func (c *Cluster) configureNetwork(ctx context.Context) error {
 	if err := c.ip(ctx, "address", "add", serviceAddress+"/32", "dev", "lo"); err != nil {
 		return err
 	}
-	// Not in this process's namespace, so on a thread that ends afterwards.
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	onThread(func() {
 		if err := enterNetns(c.lab.Netns()); err != nil {
 			done <- err
 			return
 		}
 		done <- os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644)
-	}()
+	})
 	if err := <-done; err != nil {
 		return fmt.Errorf("make the host a router for the cluster: %w", err)
 	}

@@ -63,7 +63,7 @@ func newNode(name, podSubnet string, cp *controlPlane, dir, logDir string, p pro
 	if err := os.MkdirAll(filepath.Join(dir, "cni"), 0o700); err != nil {
 		return nil, fmt.Errorf("node %s: %w", name, err)
 	}
-	if _, err := cp.authority.kubeconfig(name, cp.url(), "system:node:"+name, "system:nodes"); err != nil {
+	if err := cp.authority.kubeconfig(name, cp.url(), "system:node:"+name, "system:nodes"); err != nil {
 		return nil, err
 	}
 	files := map[string]any{
@@ -127,10 +127,7 @@ func kubeletConfig(file func(string) string, name string) object {
 		"containerRuntimeEndpoint": "unix://" + containerdSocket,
 		"cgroupDriver":             "cgroupfs",
 		"failSwapOn":               false,
-		// The root file system of a guest is an overlay over the host's, of which the kubelet
-		// cannot tell the size.
-		"localStorageCapacityIsolation": false,
-		"makeIPTablesUtilChains":        false,
+		"makeIPTablesUtilChains":   false,
 		// No resolv.conf of the host's: its name servers are out of reach.
 		"resolvConf": "",
 		// Images cannot be pulled again.

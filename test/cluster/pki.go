@@ -129,10 +129,10 @@ func (a *authority) writeKey(name string, key *ecdsa.PrivateKey) ([]byte, error)
 }
 
 // kubeconfig writes NAME.kubeconfig for a user, who is made with it.
-func (a *authority) kubeconfig(name, server, user, group string) (string, error) {
+func (a *authority) kubeconfig(name, server, user, group string) error {
 	cert, key, err := a.issue(name, user, group)
 	if err != nil {
-		return "", err
+		return err
 	}
 	b64 := base64.StdEncoding.EncodeToString
 	config := fmt.Sprintf(`apiVersion: v1
@@ -148,9 +148,8 @@ contexts:
   context: {cluster: lab, user: %s}
 current-context: lab
 `, server, b64(a.pem), name, b64(cert), b64(key), name)
-	path := a.file(name + ".kubeconfig")
-	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
-		return "", fmt.Errorf("kubeconfig for %s: %w", name, err)
+	if err := os.WriteFile(a.file(name+".kubeconfig"), []byte(config), 0o600); err != nil {
+		return fmt.Errorf("kubeconfig for %s: %w", name, err)
 	}
-	return path, nil
+	return nil
 }

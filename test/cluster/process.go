@@ -28,17 +28,16 @@ type process struct {
 func startProcess(netns, log string, args ...string) (*process, error) {
 	p := &process{name: filepath.Base(args[0]), log: log, done: make(chan struct{})}
 	started := make(chan error, 1)
-	go p.own(netns, args, started)
+	onThread(func() { p.own(netns, args, started) })
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
 	return p, nil
 }
 
-// own is the process's goroutine. Its thread is in the lab's network namespace, which the child
-// inherits, and the child dies with the thread; so the thread is used for nothing else ever.
+// own stays with the process until it ends. Its thread is in the lab's network namespace, which the
+// child inherits, and the child dies with the thread.
 func (p *process) own(netns string, args []string, started chan<- error) {
-	runtime.LockOSThread()
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		started <- err
@@ -65,6 +64,26 @@ func (p *process) own(netns string, args []string, started chan<- error) {
 	close(p.done)
 }
 
+// onThread runs f on a thread of its own that ends with it, so f may change what a thread has. That
+// is never the process's first thread: it does not end, and /proc/self is about it.
+func onThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		locked := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(locked)
+			f()
+		}()
+		<-locked // holding the first thread until then
+		runtime.UnlockOSThread()
+	}()
+}
+
 // netnsPath is the file of a namespace by its name, or a path as it is.
 func netnsPath(name string) string {
 	if filepath.IsAbs(name) {
@@ -73,7 +92,7 @@ func netnsPath(name string) string {
 	return filepath.Join("/run/netns", name)
 }
 
-// enterNetns takes the calling thread, which must be locked, into a network namespace.
+// enterNetns takes the calling thread, which must be one of onThread, into a network namespace.
 func enterNetns(name string) error {
 	f, err := os.Open(netnsPath(name))
 	if err != nil {

@@ -246,7 +246,7 @@ func TestForwarderCarriesBothWays(t *testing.T) {
 	}()
 	defer func() { echo.Close(); <-served }()
 	// The test's own namespace serves as well as a lab's.
-	f, err := newForwarder("/proc/self/ns/net", echo.Addr().String())
+	f, err := newForwarder("/proc/thread-self/ns/net", echo.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,10 +78,10 @@ func (c *Cluster) WaitPod(ctx context.Context, namespace, name string) error {
 		if err := c.Get(ctx, &pod, "pod", "-n", namespace, name); err != nil {
 			return err
 		}
-		switch s := pod.Status; {
-		case s.Phase == "Succeeded":
+		switch s := pod.Status; s.Phase {
+		case "Succeeded":
 			return nil
-		case s.Phase == "Failed":
+		case "Failed":
 			return Hopeless(fmt.Errorf("it has failed: %s %s", s.Reason, s.Message))
 		default:
 			return requireTrue(s.Conditions, "Ready")
