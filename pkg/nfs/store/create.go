@@ -145,14 +145,30 @@ func (c *creation) reclaim(ctx context.Context) error {
 	return err
 }
 
-// findDir fails with ENOENT when the directory is not there.
+// findDir fails with ENOENT when the directory is not there. It needs no right to
+// read the directory, which the mode may give to nobody.
 func (c *creation) findDir(ctx context.Context, how walkMode) error {
-	d, _, err := c.s.walk(ctx, c.spec.Dir, how)
+	parent, _, err := c.s.walk(ctx, parentOf(c.spec.Dir), how)
 	if err != nil {
 		return err
 	}
-	d.close()
-	return nil
+	defer parent.close()
+	d, err := parent.hold(ctx, c.base)
+	if isAbsent(err) && how == lookForSure {
+		if err := parent.refresh(ctx); err != nil {
+			return err
+		}
+		d, err = parent.hold(ctx, c.base)
+	}
+	if err != nil {
+		return notDirectory(err, c.spec.Dir)
+	}
+	defer d.close()
+	// The client's cache may know a directory that another client has removed.
+	if _, err = d.stat(ctx); errors.Is(err, nfs.ErrStale) {
+		err = opError("open", c.spec.Dir, unix.ENOENT)
+	}
+	return err
 }
 
 // taken is the error for a directory that another volume claims.
@@ -337,58 +353,6 @@ func (c *creation) mkdir(ctx context.Context) (err error) {
 		// Another volume's delete has removed the parent, empty as it was.
 	}
 	return fmt.Errorf("%w: the parent directory was removed %d times while the volume was made: %v", nfs.ErrBusy, tries, err)
-}
-
-// setOwner gives a directory that was just made its owner and mode, where they
-// are not what is asked for already.
-func setOwner(ctx context.Context, parent *dir, base string, spec nfs.VolumeSpec) error {
-	st, err := parent.lstat(ctx, base)
-	if err != nil {
-		return err
-	}
-	uid, gid := -1, -1
-	if spec.UID != nil && *spec.UID != st.uid {
-		uid = int(*spec.UID)
-	}
-	if spec.GID != nil && *spec.GID != st.gid {
-		gid = int(*spec.GID)
-	}
-	mode := nfs.UnixMode(spec.Mode)
-	chown := uid != -1 || gid != -1
-	chmod := st.mode&0o7777 != mode || chown && mode&0o7000 != 0
-	if !chown && !chmod {
-		return nil
-	}
-	d, err := parent.openDir(ctx, base)
-	if err != nil {
-		return notDirectory(err, path.Join(parent.path, base))
-	}
-	defer d.close()
-	if chown {
-		if err := d.chown(ctx, uid, gid); err != nil {
-			return refusedOwner(err, fmt.Sprintf("the export does not let this client give the directory to uid %s, gid %s", idText(spec.UID), idText(spec.GID)))
-		}
-	}
-	if chmod {
-		if err := d.chmod(ctx, mode); err != nil {
-			return refusedOwner(err, fmt.Sprintf("the export does not let this client set the mode %s", formatMode(mode)))
-		}
-	}
-	return nil
-}
-
-func refusedOwner(err error, what string) error {
-	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
-		return err
-	}
-	return fmt.Errorf("%s, most likely because it is exported with root_squash: export it with no_root_squash, or leave out uid, gid and mountPermissions: %w", what, err)
-}
-
-func idText(id *uint32) string {
-	if id == nil {
-		return "unchanged"
-	}
-	return fmt.Sprint(*id)
 }
 
 // settle makes good what another run for the same volume may have undone beneath

@@ -274,7 +274,7 @@ func checkWorkIsCleared(t *testing.T, dir string) {
 func dieAt(t testing.TB, dir string, n int, f func(ctx context.Context, s *Store), change ...func(*Options)) (died bool) {
 	t.Helper()
 	ops := 0
-	s := openStore(t, dir, append([]func(*Options){func(o *Options) {
+	s := openStore(t, dir, append([]func(*Options){withGrace, func(o *Options) {
 		o.hook = func(ctx context.Context, op, path string) error {
 			if ctx.Value(foregroundKey{}) == nil {
 				return nil

@@ -316,7 +316,6 @@ func TestPurgeOfAChangingTree(t *testing.T) {
 // While the store has other work, the purge hardly moves, but it does move.
 func TestPurgeGivesWay(t *testing.T) {
 	dir := t.TempDir()
-	create(t, openStore(t, dir), volumeSpec("v", "v"))
 	busy, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	s := openStore(t, dir, func(o *Options) {
@@ -329,6 +328,7 @@ func TestPurgeGivesWay(t *testing.T) {
 			return nil
 		}
 	})
+	create(t, s, volumeSpec("v", "v"))
 	done := make(chan error)
 	go func() {
 		_, err := s.ListVolumes(context.WithValue(t.Context(), foregroundKey{}, true), "z", 0)
