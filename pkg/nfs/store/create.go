@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -111,21 +112,25 @@ func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
 		return nfs.Volume{}, err
 	}
 	err := c.findDir(ctx, lookForSure)
-	if err == nil {
-		return r.volume(), nil
-	}
-	if !isAbsent(err) {
+	if isAbsent(err) {
+		// A volume that is being deleted loses its directory before its record.
+		now, err := c.l.recordForSure(ctx, c.id)
+		switch {
+		case err != nil:
+			return nfs.Volume{}, err
+		case now == nil || !now.file.sameFile(r.file):
+			return nfs.Volume{}, fmt.Errorf("%w: the volume is being deleted", nfs.ErrBusy)
+		}
+		if err = c.findRecorded(ctx); isAbsent(err) {
+			return nfs.Volume{}, fmt.Errorf("%w: the directory is missing though the volume has a record, so its data may be lost: bring the directory back, or delete the volume", nfs.ErrForeign)
+		}
+		if err != nil {
+			return nfs.Volume{}, err
+		}
+	} else if err != nil {
 		return nfs.Volume{}, err
 	}
-	// A volume that is being deleted loses its directory before its record.
-	now, err := c.l.recordForSure(ctx, c.id)
-	switch {
-	case err != nil:
-		return nfs.Volume{}, err
-	case now == nil || !now.file.sameFile(r.file):
-		return nfs.Volume{}, fmt.Errorf("%w: the volume is being deleted", nfs.ErrBusy)
-	}
-	return nfs.Volume{}, fmt.Errorf("%w: the directory is missing though the volume has a record, so its data may be lost: bring the directory back, or delete the volume", nfs.ErrForeign)
+	return r.volume(), nil
 }
 
 // reclaim puts back the claim of a recorded volume, should it be missing.
@@ -153,13 +158,18 @@ func (c *creation) findDir(ctx context.Context, how walkMode) error {
 		return err
 	}
 	defer parent.close()
-	d, err := parent.hold(ctx, c.base)
+	err = c.findIn(ctx, parent)
 	if isAbsent(err) && how == lookForSure {
 		if err := parent.refresh(ctx); err != nil {
 			return err
 		}
-		d, err = parent.hold(ctx, c.base)
+		err = c.findIn(ctx, parent)
 	}
+	return err
+}
+
+func (c *creation) findIn(ctx context.Context, parent *dir) error {
+	d, err := parent.hold(ctx, c.base)
 	if err != nil {
 		return notDirectory(err, c.spec.Dir)
 	}
@@ -169,6 +179,24 @@ func (c *creation) findDir(ctx context.Context, how walkMode) error {
 		err = opError("open", c.spec.Dir, unix.ENOENT)
 	}
 	return err
+}
+
+// findRecorded is findDir for a volume that has a record. A delete that comes
+// late may have moved its directory by mistake, and is moving it back.
+func (c *creation) findRecorded(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 25 {
+		if err := c.findDir(ctx, lookForSure); !isAbsent(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return c.findDir(ctx, lookForSure)
 }
 
 // taken is the error for a directory that another volume claims.
