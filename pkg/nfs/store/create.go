@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"time"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
@@ -31,11 +29,11 @@ func (s *Store) CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volu
 	if err != nil {
 		return nfs.Volume{}, fmt.Errorf("prepare the directory %q: %w", ownDir, err)
 	}
-	c := &creation{s: s, l: l, spec: spec, id: nfs.RecordID(spec.Name), base: path.Base(spec.Dir)}
-	defer func() { c.parent.close() }()
+	c := newCreation(s, l, spec)
+	defer c.close()
 	v, err := c.run(ctx)
 	s.reopenAfter(l, err)
-	if err != nil {
+	if err = raced(err); err != nil {
 		return nfs.Volume{}, fmt.Errorf("directory %q: %w", spec.Dir, err)
 	}
 	return v, nil
@@ -77,6 +75,12 @@ type creation struct {
 	recordFound *record // another run's record of this volume
 }
 
+func newCreation(s *Store, l *layout, spec nfs.VolumeSpec) *creation {
+	return &creation{s: s, l: l, spec: spec, id: nfs.RecordID(spec.Name), base: path.Base(spec.Dir)}
+}
+
+func (c *creation) close() { c.parent.close() }
+
 func (c *creation) run(ctx context.Context) (nfs.Volume, error) {
 	existing, err := c.l.record(ctx, c.id)
 	if err != nil {
@@ -97,106 +101,6 @@ func (c *creation) run(ctx context.Context) (nfs.Volume, error) {
 		return nfs.Volume{}, c.undo(ctx, err)
 	}
 	return v, nil
-}
-
-// answer returns the volume of an existing record if it is what is asked for and
-// its directory is where it should be.
-func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
-	if err := c.s.opts.checkOwner(r); err != nil {
-		return nfs.Volume{}, err
-	}
-	if why := r.volume().Incompatible(c.spec); why != "" {
-		return nfs.Volume{}, fmt.Errorf("%w: a volume of that name exists, but %s", nfs.ErrConflict, why)
-	}
-	if err := c.reclaim(ctx); err != nil {
-		return nfs.Volume{}, err
-	}
-	err := c.findDir(ctx, lookForSure)
-	if isAbsent(err) {
-		// A volume that is being deleted loses its directory before its record.
-		now, err := c.l.recordForSure(ctx, c.id)
-		switch {
-		case err != nil:
-			return nfs.Volume{}, err
-		case now == nil || !now.file.sameFile(r.file):
-			return nfs.Volume{}, fmt.Errorf("%w: the volume is being deleted", nfs.ErrBusy)
-		}
-		if err = c.findRecorded(ctx); isAbsent(err) {
-			return nfs.Volume{}, fmt.Errorf("%w: the directory is missing though the volume has a record, so its data may be lost: bring the directory back, or delete the volume", nfs.ErrForeign)
-		}
-		if err != nil {
-			return nfs.Volume{}, err
-		}
-	} else if err != nil {
-		return nfs.Volume{}, err
-	}
-	return r.volume(), nil
-}
-
-// reclaim puts back the claim of a recorded volume, should it be missing.
-func (c *creation) reclaim(ctx context.Context) error {
-	owner, err := c.l.claimant(ctx, c.spec.Dir)
-	if err == nil && owner == "" {
-		if err = c.l.dirs.symlink(ctx, c.id, claimName(c.spec.Dir)); err == nil {
-			return nil
-		}
-		if isTaken(err) {
-			owner, err = c.l.claimant(ctx, c.spec.Dir)
-		}
-	}
-	if err == nil && owner != c.id {
-		err = c.taken(ctx, c.spec.Dir, owner)
-	}
-	return err
-}
-
-// findDir fails with ENOENT when the directory is not there. It needs no right to
-// read the directory, which the mode may give to nobody.
-func (c *creation) findDir(ctx context.Context, how walkMode) error {
-	parent, _, err := c.s.walk(ctx, parentOf(c.spec.Dir), how)
-	if err != nil {
-		return err
-	}
-	defer parent.close()
-	err = c.findIn(ctx, parent)
-	if isAbsent(err) && how == lookForSure {
-		if err := parent.refresh(ctx); err != nil {
-			return err
-		}
-		err = c.findIn(ctx, parent)
-	}
-	return err
-}
-
-func (c *creation) findIn(ctx context.Context, parent *dir) error {
-	d, err := parent.hold(ctx, c.base)
-	if err != nil {
-		return notDirectory(err, c.spec.Dir)
-	}
-	defer d.close()
-	// The client's cache may know a directory that another client has removed.
-	if _, err = d.stat(ctx); errors.Is(err, nfs.ErrStale) {
-		err = opError("open", c.spec.Dir, unix.ENOENT)
-	}
-	return err
-}
-
-// findRecorded is findDir for a volume that has a record. A delete that comes
-// late may have moved its directory by mistake, and is moving it back.
-func (c *creation) findRecorded(ctx context.Context) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for range 25 {
-		if err := c.findDir(ctx, lookForSure); !isAbsent(err) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
-	return c.findDir(ctx, lookForSure)
 }
 
 // taken is the error for a directory that another volume claims.
@@ -248,9 +152,7 @@ func (c *creation) build(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := setOwner(ctx, c.parent, c.base, c.spec); isAbsent(err) {
-		return fmt.Errorf("%w: the directory was removed while the volume was made: %v", nfs.ErrBusy, err)
-	} else if err != nil {
+	if err := setOwner(ctx, c.parent, c.base, c.spec); err != nil {
 		return err
 	}
 	r := newRecord(c.s.opts, c.spec, c.newParents)
@@ -421,6 +323,16 @@ func (c *creation) settle(ctx context.Context) error {
 	return c.stillRecorded(ctx)
 }
 
+// restore is settle for the volume of another run, with what it makes removed
+// again if the volume is deleted meanwhile.
+func (c *creation) restore(ctx context.Context) error {
+	defer c.close()
+	if err := c.settle(ctx); err != nil {
+		return c.undo(ctx, err)
+	}
+	return nil
+}
+
 func (c *creation) stillRecorded(ctx context.Context) error {
 	r, err := c.l.recordForSure(ctx, c.id)
 	if err == nil && r == nil {
@@ -453,17 +365,15 @@ func (c *creation) remove(ctx context.Context) error {
 	if err := c.l.dirs.refresh(ctx); err != nil {
 		return err
 	}
-	if owner, err := c.l.claimant(ctx, c.spec.Dir); err != nil || owner != c.id {
-		return err // whatever is there now is someone else's
-	}
 	if c.ownsDir {
-		switch err := c.parent.rmdir(ctx, c.base); {
-		case isNotEmpty(err):
-			// The claim stays too: it is what says whose the directory is.
-			klog.FromContext(ctx).Info("The directory of a volume that could not be made is not empty and stays", "volume", c.spec.Name, "dir", c.spec.Dir)
-			return nil
-		case err != nil && !isAbsent(err):
+		gone, err := c.s.removeEmpty(ctx, c.l, c.parent, c.spec.Dir, c.id)
+		if err != nil {
 			return err
+		}
+		if !gone {
+			// The claim stays too, if it is ours: it is what says whose the directory is.
+			klog.FromContext(ctx).Info("The directory of a volume that could not be made is in use and stays", "volume", c.spec.Name, "dir", c.spec.Dir)
+			return nil
 		}
 	}
 	if err := c.s.removeParents(ctx, c.spec.Dir, c.newParents); err != nil {

@@ -60,7 +60,7 @@ func (s *Store) DeleteVolume(ctx context.Context, id, dir string) error {
 	defer func() { d.parent.close(); d.held.close() }()
 	err = d.run(ctx)
 	s.reopenAfter(l, err)
-	if err != nil {
+	if err = raced(err); err != nil {
 		return fmt.Errorf("directory %q: %w", r.Dir, err)
 	}
 	return nil

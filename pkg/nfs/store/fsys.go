@@ -406,12 +406,7 @@ func opError(op, p string, err error) error {
 func classify(err error) (hint string, sentinel error) {
 	var errno unix.Errno
 	if !errors.As(err, &errno) {
-		for _, s := range nfs.Sentinels() {
-			if errors.Is(err, s) {
-				return "", s
-			}
-		}
-		return "", nil
+		return "", sentinelOf(err)
 	}
 	switch errno {
 	case unix.ENOSPC, unix.EDQUOT:
@@ -429,6 +424,27 @@ func classify(err error) (hint string, sentinel error) {
 		return "; the file system of the export takes shorter names only", nfs.ErrInvalid
 	}
 	return "", nil
+}
+
+func sentinelOf(err error) error {
+	for _, s := range nfs.Sentinels() {
+		if errors.Is(err, s) {
+			return s
+		}
+	}
+	return nil
+}
+
+// raced gives ErrBusy to a failure that only another process can cause, by making
+// or removing what this one relied on a moment ago.
+func raced(err error) error {
+	if !isAbsent(err) && !isNotEmpty(err) {
+		return err
+	}
+	if sentinelOf(err) != nil {
+		return err
+	}
+	return fmt.Errorf("%w: another process has interfered: %w", nfs.ErrBusy, err)
 }
 
 // isNotDir reports whether openDir failed because the entry is no directory.

@@ -16,6 +16,8 @@ import (
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
+var hammerDirs = []string{"a", "a/b", "a/b/c", "d", "e/f", "e/g"}
+
 // hammerJob makes and deletes volumes that others make and delete at the same
 // time, and watches over the data of its own.
 type hammerJob struct {
@@ -26,7 +28,7 @@ type hammerJob struct {
 
 func (h *hammerJob) run(ctx context.Context, s *Store) error {
 	random := rand.New(rand.NewPCG(h.Seed, 1))
-	dirs := []string{"a", "a/b", "a/b/c", "d", "e/f", "e/g"}
+	dirs := hammerDirs
 	deletes := []nfs.OnDelete{nfs.Delete, nfs.Delete, nfs.Archive}
 	for round := range h.Rounds {
 		// A volume of its own, in a directory that everyone wants.
@@ -62,7 +64,11 @@ func isRaced(err error) bool {
 
 func (h *hammerJob) use(ctx context.Context, s *Store, spec nfs.VolumeSpec) error {
 	token := filepath.Join(h.Dir, spec.Dir, "token")
-	f, err := os.OpenFile(token, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	var f *os.File
+	err := untilThere(func() (err error) {
+		f, err = os.OpenFile(token, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("the new volume %q: %w", spec.Name, err)
 	}
@@ -75,7 +81,12 @@ func (h *hammerJob) use(ctx context.Context, s *Store, spec nfs.VolumeSpec) erro
 	} else if again.Name != spec.Name {
 		return fmt.Errorf("again: %+v", again)
 	}
-	if got, err := os.ReadFile(token); err != nil || string(got) != spec.Name {
+	var got []byte
+	err = untilThere(func() (err error) {
+		got, err = os.ReadFile(token)
+		return err
+	})
+	if err != nil || string(got) != spec.Name {
 		return fmt.Errorf("the volume %q holds %q: %w", spec.Name, got, err)
 	}
 	// Two deletes at once, as after a change of leaders.
@@ -95,6 +106,18 @@ func (h *hammerJob) use(ctx context.Context, s *Store, spec nfs.VolumeSpec) erro
 			return err
 		}
 	}
+}
+
+// untilThere gives a directory that a late delete has moved by mistake, and
+// moves back, a second to come back.
+func untilThere(f func() error) (err error) {
+	for range 1000 {
+		if err = f(); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		<-time.After(time.Millisecond)
+	}
+	return err
 }
 
 func TestHammer(t *testing.T) {
@@ -130,6 +153,12 @@ func TestHammer(t *testing.T) {
 	}
 	consistent(t, dir)
 	waitPurged(t, dir)
+	// Nothing that was left keeps anyone from a directory. Only parents may be: of
+	// archives, or those made by a create that lost a race.
+	for _, d := range []string{"a/b/c", "d", "e/f", "e/g"} {
+		create(t, s, volumeSpec("last", d))
+		remove(t, s, "last")
+	}
 	if volumes, err := s.ListVolumes(t.Context(), "", 0); err != nil || len(volumes) != 0 {
 		t.Errorf("left: %v, %v", volumes, err)
 	}

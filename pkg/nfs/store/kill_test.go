@@ -58,6 +58,9 @@ func childMain() bool {
 
 func (j job) run(ctx context.Context) error {
 	opts := testOptions
+	if j.Hammer != nil {
+		opts.purgeGrace = 0 // what is moved by mistake must be there to be moved back
+	}
 	ops := make(chan struct{}, 1<<20)
 	opts.hook = func(ctx context.Context, op, path string) error {
 		if j.KillAt == 0 || j.KillPurge == (ctx.Value(foregroundKey{}) != nil) {

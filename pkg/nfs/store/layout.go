@@ -322,30 +322,6 @@ func (s *Store) step(ctx context.Context, d *dir, name string, mode walkMode) (n
 	return next, isNew, err
 }
 
-// removeParents removes the count innermost parents of the directory dir as far
-// as they are empty.
-func (s *Store) removeParents(ctx context.Context, dir string, count int) error {
-	for ; count > 0; count-- {
-		dir = parentOf(dir)
-		d, _, err := s.walk(ctx, parentOf(dir), look)
-		if isAbsent(err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		err = d.rmdir(ctx, path.Base(dir))
-		d.close()
-		switch {
-		case isNotEmpty(err):
-			return nil
-		case err != nil && !isAbsent(err):
-			return err
-		}
-	}
-	return nil
-}
-
 // parentOf is path.Dir with "" for the share.
 func parentOf(p string) string {
 	if i := strings.LastIndexByte(p, '/'); i >= 0 {

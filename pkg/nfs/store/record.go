@@ -107,6 +107,12 @@ func (r *record) volume() nfs.Volume {
 	}
 }
 
+// spec returns the request that the volume answers.
+func (r *record) spec() nfs.VolumeSpec {
+	v := r.volume()
+	return nfs.VolumeSpec{Name: v.Name, Dir: v.Dir, MinBytes: v.CapacityBytes, OnDelete: v.OnDelete, Mode: v.Mode, UID: v.UID, GID: v.GID, Claim: v.Claim}
+}
+
 // check refuses what no store has written.
 func (r *record) check() error {
 	if r.Version != recordVersion {

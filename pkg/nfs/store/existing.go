@@ -1,0 +1,120 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+)
+
+// answer returns the volume of an existing record if it is what is asked for and
+// its directory is where it should be.
+func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
+	if err := c.s.opts.checkOwner(r); err != nil {
+		return nfs.Volume{}, err
+	}
+	if why := r.volume().Incompatible(c.spec); why != "" {
+		return nfs.Volume{}, fmt.Errorf("%w: a volume of that name exists, but %s", nfs.ErrConflict, why)
+	}
+	if err := c.reclaim(ctx); err != nil {
+		return nfs.Volume{}, err
+	}
+	err := c.findDir(ctx, lookForSure)
+	if isAbsent(err) {
+		err = c.waitForDir(ctx, r)
+	}
+	if err != nil {
+		return nfs.Volume{}, err
+	}
+	return r.volume(), nil
+}
+
+// waitForDir gives the missing directory of a recorded volume half a second: a
+// delete takes the directory before the record, and a delete that came too late
+// may have moved a directory by mistake, and is about to move it back.
+func (c *creation) waitForDir(ctx context.Context, r *record) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 25 {
+		now, err := c.l.recordForSure(ctx, c.id)
+		switch {
+		case err != nil:
+			return err
+		case now == nil || !now.file.sameFile(r.file):
+			return fmt.Errorf("%w: the volume is being deleted", nfs.ErrBusy)
+		}
+		if err := c.findDir(ctx, lookForSure); !isAbsent(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return fmt.Errorf("%w: the directory is missing though the volume has a record, so its data may be lost: bring the directory back, or delete the volume", nfs.ErrForeign)
+}
+
+// reclaim puts back the claim of a recorded volume, should it be missing.
+func (c *creation) reclaim(ctx context.Context) error {
+	owner, err := c.l.claimant(ctx, c.spec.Dir)
+	if err == nil && owner == "" {
+		if err = c.l.dirs.symlink(ctx, c.id, claimName(c.spec.Dir)); err == nil {
+			return c.keepClaim(ctx)
+		}
+		if isTaken(err) {
+			owner, err = c.l.claimant(ctx, c.spec.Dir)
+		}
+	}
+	if err == nil && owner != c.id {
+		err = c.taken(ctx, c.spec.Dir, owner)
+	}
+	return err
+}
+
+// keepClaim takes the claim away again if the volume was deleted meanwhile: a
+// delete removes the record first, so it has either seen the claim, or is seen here.
+func (c *creation) keepClaim(ctx context.Context) error {
+	err := c.stillRecorded(ctx)
+	if errors.Is(err, nfs.ErrBusy) {
+		if undo := c.l.unclaim(ctx, c.spec.Dir, c.id); undo != nil {
+			return fmt.Errorf("%w; and its claim could not be removed: %v", err, undo)
+		}
+	}
+	return err
+}
+
+// findDir fails with ENOENT when the directory is not there. It needs no right to
+// read the directory, which the mode may give to nobody.
+func (c *creation) findDir(ctx context.Context, how walkMode) error {
+	parent, _, err := c.s.walk(ctx, parentOf(c.spec.Dir), how)
+	if err != nil {
+		return err
+	}
+	defer parent.close()
+	err = c.findIn(ctx, parent)
+	if isAbsent(err) && how == lookForSure {
+		if err := parent.refresh(ctx); err != nil {
+			return err
+		}
+		err = c.findIn(ctx, parent)
+	}
+	return err
+}
+
+func (c *creation) findIn(ctx context.Context, parent *dir) error {
+	d, err := parent.hold(ctx, c.base)
+	if err != nil {
+		return notDirectory(err, c.spec.Dir)
+	}
+	defer d.close()
+	// The client's cache may know a directory that another client has removed.
+	if _, err = d.stat(ctx); errors.Is(err, nfs.ErrStale) {
+		err = opError("open", c.spec.Dir, unix.ENOENT)
+	}
+	return err
+}
