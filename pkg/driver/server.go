@@ -57,7 +57,9 @@ func NewServer(c Config) *Server {
 			grpcprom.WithHistogramBuckets([]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120}),
 		)),
 	}
-	s.grpc = grpc.NewServer(grpc.ChainUnaryInterceptor(
+	// Fixed windows: to size them, gRPC would send pings along with every call.
+	const window = 1 << 20
+	s.grpc = grpc.NewServer(grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window), grpc.ChainUnaryInterceptor(
 		s.metrics.UnaryServerInterceptor(),
 		logCalls(c.Logger),
 		mapErrors,

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -186,7 +187,7 @@ func (g *Guest) tryBoot(ctx context.Context) error {
 	}
 	v, err := startVM(vmOptions{
 		name: g.name, agent: g.lab.agent, kernel: g.lab.kernel, netns: g.lab.net.path(), log: g.logPath(), args: args,
-		writable: writable,
+		writable: writable, cpu: g.index % runtime.NumCPU(),
 	})
 	if err == nil {
 		g.vm, g.hosts, g.frozen = v, hosts, false

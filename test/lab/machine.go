@@ -57,6 +57,7 @@ func tools() []Tool {
 	return []Tool{
 		{"linux.uml", "user-mode-linux"},
 		{"ip", "iproute2"},
+		{"taskset", "util-linux"},
 		{"modprobe", "kmod"},
 		{"mkfs.ext4", "e2fsprogs"},
 		{"mkfs.xfs", "xfsprogs"},

@@ -54,6 +54,7 @@ type vmOptions struct {
 	log      string
 	args     []string // for the kernel
 	writable []string // host directories that the kernel may write
+	cpu      int      // the only one that the guest runs on
 }
 
 // startVM starts a guest's kernel under its supervisor.
@@ -98,7 +99,9 @@ func startVM(o vmOptions) (*vm, error) {
 	v.answers = bufio.NewReader(v.control)
 	v.window = wire.NewWindowWriter(v.serial)
 
-	v.supervisor = exec.Command(o.agent, args...)
+	// A guest is one CPU made of many processes that take turns. Where the host
+	// moves those between CPUs, each turn costs an interrupt from one to the other.
+	v.supervisor = exec.Command("taskset", append([]string{"--cpu-list", strconv.Itoa(o.cpu), o.agent}, args...)...)
 	v.supervisor.Stdout, v.supervisor.Stderr = log, log
 	v.supervisor.ExtraFiles = []*os.File{theirControl, netns, theirSerial}
 	v.supervisor.Env = append(os.Environ(), "TMPDIR="+memoryDir)

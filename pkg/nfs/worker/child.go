@@ -41,6 +41,8 @@ func Main(ctx context.Context, fd int, b Backends) error {
 		grpc.UnaryInterceptor(encodeErrors),
 		// The parent has one connection with little on it; large buffers would
 		// only make each worker larger.
+		grpc.InitialWindowSize(window),
+		grpc.InitialConnWindowSize(window),
 		grpc.ReadBufferSize(8<<10),
 		grpc.WriteBufferSize(8<<10),
 	)

@@ -16,6 +16,10 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
+// window is the flow-control window of the connection in bytes, room for any
+// message in one go.
+const window = 1 << 20
+
 // process is one running worker and the connection to it.
 type process struct {
 	cmd    *exec.Cmd
@@ -95,6 +99,9 @@ func connect(socket net.Conn) (*grpc.ClientConn, error) {
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableRetry(),
+		// Fixed windows: to size them, gRPC would send pings along with every call.
+		grpc.WithInitialWindowSize(window),
+		grpc.WithInitialConnWindowSize(window),
 	)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -103,6 +104,30 @@ func residentBytes(pid int) (int64, error) {
 	}
 	pages, err := strconv.ParseInt(fields[1], 10, 64)
 	return pages * int64(os.Getpagesize()), err
+}
+
+// waitForChild returns when a child of the process has slept for a while: it
+// has started and waits for work.
+func waitForChild(ctx context.Context, pid int) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for asleep := 0; asleep < 10; asleep++ {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		pids, err := children(pid)
+		if err != nil {
+			asleep = 0
+			continue
+		}
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pids[0]))
+		if err != nil || !strings.Contains(string(status), "\nState:\tS") {
+			asleep = 0
+		}
+	}
+	return nil
 }
 
 // children are the processes that a process started.

@@ -26,7 +26,11 @@ func main() {
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
-	if err := b.run(ctx); err != nil {
+	err := b.run(ctx)
+	if logs := os.CopyFS("/out/driver-logs", os.DirFS(logDir)); logs != nil {
+		fmt.Fprintln(os.Stderr, "bench: the driver's logs are lost:", logs)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1) //nolint:gocritic // the context ends with the process
 	}

@@ -24,18 +24,18 @@ type process struct {
 	volumes map[string]*csi.Volume
 }
 
-const mountsDir = "/var/lib/bench"
+const (
+	mountsDir = "/var/lib/bench"
+	logDir    = "/run/bench"
+)
 
 func (b *bench) start(ctx context.Context, role string) (*process, error) {
-	if err := os.MkdirAll("/run/bench", 0o755); err != nil {
-		return nil, err
-	}
-	endpoint := "unix:///run/bench/" + role + ".sock"
+	endpoint := "unix:///run/" + role + ".sock"
 	args := []string{role, "--endpoint=" + endpoint}
 	if role == "node" {
 		args = append(args, "--node-id=bench")
 	}
-	log, err := os.OpenFile("/out/"+role+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	log, err := os.OpenFile(filepath.Join(logDir, role+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
