@@ -382,6 +382,13 @@ func (c *creation) remove(ctx context.Context) error {
 	if err := c.l.unclaim(ctx, c.spec.Dir, c.id); err != nil {
 		return err
 	}
+	if c.ownsDir {
+		// A delete that moved it away by mistake may have brought it back since, and
+		// left it to its claim.
+		if _, err := c.s.removeEmpty(ctx, c.l, c.parent, c.spec.Dir, ""); err != nil {
+			return err
+		}
+	}
 	// A run that succeeded at the very same time must not lose what it relied on.
 	r, err = c.l.recordForSure(ctx, c.id)
 	if err != nil || r == nil || r.Dir != c.spec.Dir {

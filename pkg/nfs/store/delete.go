@@ -128,10 +128,10 @@ func (d *deletion) retain(ctx context.Context) error {
 	return d.l.volumes.sync(ctx)
 }
 
-// look finds the directory. The record must still stand afterwards: then what it
-// saw is the volume, and not what someone made there after another process had
-// deleted the volume. A record that no longer stands is a delete that has
-// succeeded elsewhere.
+// look finds the directory. If it is missing, an earlier attempt has moved it, or
+// it is lost; or the delete of another volume came late, moved it by mistake and
+// is about to bring it back, which gets half a second. A record that no longer
+// stands is a delete that has succeeded elsewhere.
 func (d *deletion) look(ctx context.Context) (stands bool, err error) {
 	owner, err := d.l.claimant(ctx, d.record.Dir)
 	if err != nil {
@@ -141,9 +141,28 @@ func (d *deletion) look(ctx context.Context) (stands bool, err error) {
 		klog.FromContext(ctx).Info("A volume is deleted without its directory, which belongs to another volume", "volume", d.record.Name, "dir", d.record.Dir, "owner", owner)
 		return true, nil
 	}
-	parent, _, err := d.s.walk(ctx, parentOf(d.record.Dir), lookForSure)
+	tick := time.NewTicker(waitTick)
+	defer tick.Stop()
+	for range waitTicks {
+		if stands, err := d.lookOnce(ctx); err != nil || !stands || d.held != nil {
+			return stands, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return true, nil
+}
+
+// lookOnce finds the directory. The record must still stand afterwards: then what
+// it saw is the volume, and not what someone made there after another process had
+// deleted the volume.
+func (d *deletion) lookOnce(ctx context.Context) (stands bool, err error) {
+	d.parent.close()
+	d.parent, _, err = d.s.walk(ctx, parentOf(d.record.Dir), lookForSure)
 	if err == nil {
-		d.parent = parent
 		err = d.lookAt(ctx, path.Base(d.record.Dir))
 	}
 	if err != nil && !isAbsent(err) {
@@ -301,6 +320,10 @@ func (d *deletion) move(ctx context.Context, to *dir, name string) error {
 		return nil // purged already
 	} else if err != nil {
 		return fmt.Errorf("another process has deleted the volume, and a new directory was moved to %q by mistake and cannot be moved back: do it by hand, at once: %w", path.Join(to.path, name), err)
+	}
+	// A create that missed its directory in that moment has given it up.
+	if _, err := d.s.removeEmpty(ctx, d.l, d.parent, d.record.Dir, ""); err != nil {
+		return err
 	}
 	return fmt.Errorf("%w: another process has just deleted the volume, and its directory was made anew", nfs.ErrBusy)
 }

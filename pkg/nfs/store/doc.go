@@ -32,5 +32,6 @@
 // later store removes them. Between two processes that delete one volume, the slow
 // one could move what a third has made there since; so it compares inode numbers
 // after the move, and moves back what is not the volume. For that the purge lets
-// things that another process put in the trash lie for a minute.
+// things that another process put in the trash lie for a minute, and whoever
+// misses the directory of a recorded volume looks again for half a second.
 package store

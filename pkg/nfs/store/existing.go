@@ -11,6 +11,12 @@ import (
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
+// How long a directory may be away (see waitForDir).
+const (
+	waitTick  = 20 * time.Millisecond
+	waitTicks = 25
+)
+
 // answer returns the volume of an existing record if it is what is asked for and
 // its directory is where it should be.
 func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
@@ -37,9 +43,9 @@ func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
 // delete takes the directory before the record, and a delete that came too late
 // may have moved a directory by mistake, and is about to move it back.
 func (c *creation) waitForDir(ctx context.Context, r *record) error {
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(waitTick)
 	defer tick.Stop()
-	for range 25 {
+	for range waitTicks {
 		now, err := c.l.recordForSure(ctx, c.id)
 		switch {
 		case err != nil:
