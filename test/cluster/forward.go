@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"sync"
+
+	"github.com/nfs-csi/nfs-csi-driver/test/lab"
 )
 
 // dialNetns connects from inside a network namespace.
@@ -16,7 +18,7 @@ func dialNetns(ctx context.Context, netns, address string) (net.Conn, error) {
 		err  error
 	}
 	dialed := make(chan result, 1)
-	onThread(func() {
+	lab.OnThread(func() {
 		if err := enterNetns(netns); err != nil {
 			dialed <- result{err: err}
 			return

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+
+	"github.com/nfs-csi/nfs-csi-driver/test/lab"
 )
 
 // nodePodSubnet is where the addresses of a node's pods come from.
@@ -18,7 +20,7 @@ func (c *Cluster) configureNetwork(ctx context.Context) error {
 		return err
 	}
 	done := make(chan error, 1)
-	onThread(func() {
+	lab.OnThread(func() {
 		if err := enterNetns(c.lab.Netns()); err != nil {
 			done <- err
 			return

@@ -6,12 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfs-csi/nfs-csi-driver/test/lab"
 )
 
 // process is a program on the host, in the lab's network namespace. It ends with this process,
@@ -28,7 +29,7 @@ type process struct {
 func startProcess(netns, log string, args ...string) (*process, error) {
 	p := &process{name: filepath.Base(args[0]), log: log, done: make(chan struct{})}
 	started := make(chan error, 1)
-	onThread(func() { p.own(netns, args, started) })
+	lab.OnThread(func() { p.own(netns, args, started) })
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
@@ -64,26 +65,6 @@ func (p *process) own(netns string, args []string, started chan<- error) {
 	close(p.done)
 }
 
-// onThread runs f on a thread of its own that ends with it, so f may change what a thread has. That
-// is never the process's first thread: it does not end, and /proc/self is about it.
-func onThread(f func()) {
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() != unix.Getpid() {
-			f()
-			return
-		}
-		locked := make(chan struct{})
-		go func() {
-			runtime.LockOSThread()
-			close(locked)
-			f()
-		}()
-		<-locked // holding the first thread until then
-		runtime.UnlockOSThread()
-	}()
-}
-
 // netnsPath is the file of a namespace by its name, or a path as it is.
 func netnsPath(name string) string {
 	if filepath.IsAbs(name) {
@@ -92,7 +73,7 @@ func netnsPath(name string) string {
 	return filepath.Join("/run/netns", name)
 }
 
-// enterNetns takes the calling thread, which must be one of onThread, into a network namespace.
+// enterNetns takes the calling thread, which must be one of lab.OnThread, into a network namespace.
 func enterNetns(name string) error {
 	f, err := os.Open(netnsPath(name))
 	if err != nil {

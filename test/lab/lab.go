@@ -32,6 +32,7 @@ type Lab struct {
 	agent  string // path of the agent's binary
 	kernel string // path of the guests' kernel
 	net    *network
+	pulse  *pulse
 
 	mu     sync.Mutex
 	guests map[string]*Guest
@@ -72,6 +73,9 @@ func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 		return nil, err
 	}
 	if l.net, err = newNetwork(ctx, l.id); err != nil {
+		return nil, err
+	}
+	if l.pulse, err = startPulse(l.net.path()); err != nil {
 		return nil, err
 	}
 	l.log.printf("lab %s: network %s and %s; logs and results in %s", l.id, subnet4, subnet6, l.logDir)
@@ -137,6 +141,9 @@ func (l *Lab) Close() error {
 	}
 	wg.Wait()
 	err := errors.Join(errs...)
+	if l.pulse != nil {
+		l.pulse.end()
+	}
 	if l.net != nil {
 		// Not the caller's context: it may be what ended.
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
