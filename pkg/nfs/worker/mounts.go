@@ -33,6 +33,10 @@ type MountPool struct {
 	// changes are the mounts and binds under way, by target, also those whose
 	// callers have gone.
 	changes map[string]*change
+	// servers are those of the mounts made here and not unmounted since, by
+	// target. They spare a bind the search in mountinfo, which has the last word
+	// for all others.
+	servers map[string]string
 }
 
 // change is one mount or bind under way.
@@ -48,24 +52,35 @@ func NewMountPool(ctx context.Context, host HostMounter, options Options) (*Moun
 	if err := options.Validate(); err != nil {
 		return nil, err
 	}
-	return &MountPool{pool: newPool(ctx, kindMount, options), host: host, changes: map[string]*change{}}, nil
+	return &MountPool{pool: newPool(ctx, kindMount, options), host: host, changes: map[string]*change{}, servers: map[string]string{}}, nil
 }
 
 // Mount implements driver.Mounter. While an earlier mount at the target is not
 // over it fails with nfs.ErrBusy.
 func (m *MountPool) Mount(ctx context.Context, export nfs.Export, dir, target string, readOnly bool) error {
-	return m.change(ctx, "Mount", m.keeper(export.Server), target, func(ctx context.Context, c workerpb.MounterClient) error {
+	err := m.change(ctx, "Mount", m.keeper(export.Server), target, func(ctx context.Context, c workerpb.MounterClient) error {
 		_, err := c.Mount(ctx, &workerpb.MountRequest{Export: exportToPB(export), Dir: dir, Target: target, ReadOnly: readOnly})
 		return err
 	})
+	if err == nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.servers[filepath.Clean(target)] = export.Server
+	}
+	return err
 }
 
 // Bind implements driver.Mounter. While an earlier mount at the target is not
 // over it fails with nfs.ErrBusy.
 func (m *MountPool) Bind(ctx context.Context, source, target string, readOnly bool) error {
-	_, server, err := m.find(source)
-	if err != nil {
-		return err
+	m.mu.Lock()
+	server, known := m.servers[filepath.Clean(source)]
+	m.mu.Unlock()
+	if !known {
+		var err error
+		if _, server, err = m.find(source); err != nil {
+			return err
+		}
 	}
 	return m.change(ctx, "Bind", m.keeper(server), target, func(ctx context.Context, c workerpb.MounterClient) error {
 		_, err := c.Bind(ctx, &workerpb.BindRequest{Source: source, Target: target, ReadOnly: readOnly})
@@ -114,6 +129,7 @@ func (m *MountPool) change(ctx context.Context, method string, k *keeper, target
 func (m *MountPool) Unmount(ctx context.Context, target string) error {
 	m.mu.Lock()
 	var process *process
+	delete(m.servers, filepath.Clean(target))
 	c := m.changes[filepath.Clean(target)]
 	if c != nil {
 		c.abandoned = true
