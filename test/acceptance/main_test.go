@@ -186,10 +186,10 @@ func unstage(ctx context.Context, m mounted) error {
 	}, &csi.NodeUnstageVolumeResponse{})
 }
 
-func stats(ctx context.Context, m mounted) (*csi.NodeGetVolumeStatsResponse, error) {
-	var response csi.NodeGetVolumeStatsResponse
-	err := m.node.Call(ctx, "Node/NodeGetVolumeStats", &csi.NodeGetVolumeStatsRequest{VolumeId: m.volume.VolumeId, VolumePath: m.target}, &response)
-	return &response, err
+func stats(ctx context.Context, m mounted) error {
+	return m.node.Call(ctx, "Node/NodeGetVolumeStats", &csi.NodeGetVolumeStatsRequest{
+		VolumeId: m.volume.VolumeId, VolumePath: m.target,
+	}, &csi.NodeGetVolumeStatsResponse{})
 }
 
 // mustMount stages and publishes a volume on client1 and takes it down after the test.

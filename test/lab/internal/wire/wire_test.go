@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"sync"
 	"testing"
@@ -107,7 +108,7 @@ func TestWindow(t *testing.T) {
 		n, err = r.Read(buf)
 		got = append(got, buf[:n]...)
 	}
-	if err != io.EOF || !bytes.Equal(got, data) {
+	if !errors.Is(err, io.EOF) || !bytes.Equal(got, data) {
 		t.Errorf("%d bytes came, error %v, want %d", len(got), err, len(data))
 	}
 	wg.Wait()
