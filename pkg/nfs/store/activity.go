@@ -38,6 +38,14 @@ func (a *activity) untilPause() time.Duration {
 
 // pace comes before every file that is removed.
 func (p *purger) pace(ctx context.Context) error {
+	if err := p.yield(ctx); err != nil {
+		return err
+	}
+	return p.limiter.Wait(ctx)
+}
+
+// yield waits for a pause in the store's other work, as long as patience lasts.
+func (p *purger) yield(ctx context.Context) error {
 	for waited := time.Duration(0); waited < patience && !p.s.opts.noYield; {
 		wait := p.s.active.untilPause()
 		if wait <= 0 {
@@ -52,5 +60,5 @@ func (p *purger) pace(ctx context.Context) error {
 		}
 		waited += wait
 	}
-	return p.limiter.Wait(ctx)
+	return nil
 }

@@ -137,7 +137,8 @@ func (p *purger) run(ctx context.Context) {
 		default:
 			failures = 0
 		}
-		if !p.sleep(ctx, next) {
+		// A delete wakes it, and another may follow at once.
+		if !p.sleep(ctx, next) || p.yield(ctx) != nil {
 			return
 		}
 	}
