@@ -9,10 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -31,16 +29,7 @@ const (
 	filled, files = 3, 100_000
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, budget)
-	defer cancel()
-	if err := run(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
-		os.Exit(1) //nolint:gocritic // what is deferred here only frees signal handlers
-	}
-}
+func main() { testbed.Main("bench", budget, run) }
 
 func run(ctx context.Context) (err error) {
 	bed, err := testbed.Start(ctx, testbed.Options{

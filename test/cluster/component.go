@@ -15,8 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/nfs-csi/nfs-csi-driver/test/lab"
 )
 
@@ -107,9 +105,9 @@ func build(ctx context.Context, log *logger) (programs, error) {
 	if len(missing) == 0 {
 		return built, nil
 	}
-	unlock, err := lockFile(ctx, filepath.Join(cache, "cluster.lock"))
+	unlock, err := lab.LockFile(ctx, filepath.Join(cache, "cluster.lock"))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("wait for another build: %w", err)
 	}
 	defer unlock()
 	began := time.Now()
@@ -230,28 +228,4 @@ func cacheDir() (string, error) {
 		return "", fmt.Errorf("make the cluster's cache: %w", err)
 	}
 	return dir, nil
-}
-
-// lockFile waits for the lock on a file, which a process that dies gives up.
-func lockFile(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("wait for the build that holds %s: %w", path, ctx.Err())
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
 }

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/nfs-csi/nfs-csi-driver/test/lab"
 )
 
 func TestImageIsADockerArchive(t *testing.T) {
@@ -188,17 +190,17 @@ func TestPollTellsWhatWasMissing(t *testing.T) {
 
 func TestBuildsWaitForEachOther(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
-	unlock, err := lockFile(t.Context(), path)
+	unlock, err := lab.LockFile(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := lockFile(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := lab.LockFile(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("lock that is held: %v", err)
 	}
 	unlock()
-	unlock, err = lockFile(t.Context(), path)
+	unlock, err = lab.LockFile(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"time"
 
 	_ "github.com/container-storage-interface/spec/lib/go/csi"
@@ -66,12 +67,7 @@ func call(ctx context.Context, endpoint, method, request string) (string, error)
 
 // messages returns empty request and response messages of "Service/Method".
 func messages(method string) (in, out proto.Message, path string, err error) {
-	var service, name string
-	for i := range method {
-		if method[i] == '/' {
-			service, name = method[:i], method[i+1:]
-		}
-	}
+	service, name, _ := strings.Cut(method, "/")
 	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName("csi.v1." + service + "." + name))
 	if err != nil {
 		return nil, nil, "", fmt.Errorf("method %q: %w", method, err)

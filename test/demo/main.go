@@ -9,11 +9,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -25,16 +23,7 @@ import (
 // budget bounds the whole story, builds included, so that a demo that hangs says so.
 const budget = 15 * time.Minute
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, budget)
-	defer cancel()
-	if err := run(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "\ndemo failed: %v\n", err)
-		os.Exit(1) //nolint:gocritic // what is deferred here only frees signal handlers
-	}
-}
+func main() { testbed.Main("demo failed", budget, run) }
 
 const (
 	share   = "/srv/data"

@@ -69,7 +69,7 @@ func removeLeftovers(ctx context.Context, log *logger) {
 		return
 	}
 	// Labs that start at the same moment must not clean the same place.
-	unlock, err := lockFile(ctx, filepath.Join(workRoot, ".lock"))
+	unlock, err := LockFile(ctx, filepath.Join(workRoot, ".lock"))
 	if err != nil {
 		log.printf("cannot look for leftovers: %v", err)
 		return
@@ -97,8 +97,9 @@ func removeLeftover(ctx context.Context, id, dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// lockFile takes a lock on a file. flock(2) itself cannot be told to give up.
-func lockFile(ctx context.Context, path string) (unlock func(), err error) {
+// LockFile waits for the lock on a file, which a process that dies gives up.
+// flock(2) itself cannot be told to stop waiting.
+func LockFile(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err

@@ -10,9 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/nfs-csi/nfs-csi-driver/test/lab"
@@ -26,16 +24,7 @@ const (
 	report        = "sanity.xml"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, budget)
-	defer cancel()
-	if err := run(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "sanity: %v\n", err)
-		os.Exit(1) //nolint:gocritic // what is deferred here only frees signal handlers
-	}
-}
+func main() { testbed.Main("sanity", budget, run) }
 
 func run(ctx context.Context) (err error) {
 	if err := os.MkdirAll("out", 0o755); err != nil {
