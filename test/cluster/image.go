@@ -21,8 +21,9 @@ import (
 const (
 	// PauseImage holds the namespaces of a pod.
 	PauseImage = "registry.k8s.io/pause:lab"
-	// BusyboxImage has a shell and Debian's busybox-static, for pods of tests.
-	BusyboxImage = "docker.io/library/busybox:lab"
+	// BusyboxImage is a shell and Debian's busybox-static, under the name that the examples in
+	// deploy/kubernetes use: they run here as they are.
+	BusyboxImage = "docker.io/library/busybox:1.37"
 )
 
 // image is a container image of one layer.

@@ -24,6 +24,34 @@ import (
 	"github.com/nfs-csi/nfs-csi-driver/test/lab"
 )
 
+// TestExamplesUseTheNodesImage: the examples are applied as they are, and there is no registry.
+func TestExamplesUseTheNodesImage(t *testing.T) {
+	files, err := filepath.Glob("../../deploy/kubernetes/examples/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	images := 0
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(data)) {
+			_, name, ok := strings.Cut(line, " image: ")
+			if !ok {
+				continue
+			}
+			images++
+			if got := "docker.io/library/" + strings.TrimSpace(name); got != BusyboxImage {
+				t.Errorf("%s uses %s, nodes have %s", f, got, BusyboxImage)
+			}
+		}
+	}
+	if images == 0 {
+		t.Errorf("no image in %v", files)
+	}
+}
+
 func TestImageIsADockerArchive(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	write(t, program, "contents of the program")
