@@ -56,8 +56,22 @@ image-none: build | out
 		-arch $(ARCH) $(BUILD_ARGS) $(CURDIR)/out/image.tar $(IMAGE)
 
 .PHONY: demo
-demo: ## Show a volume's life on real NFS, from its creation to its reclaim
-	@go run ./test/demo
+demo: bin/demo ## Show the driver on a real cluster of two nodes (KEEP=1 leaves the cluster up)
+	@exec bin/demo $(if $(filter-out 0 no false,$(KEEP)),-keep) -version $(VERSION)
+
+.PHONY: demo-stop
+demo-stop: bin/demo ## Stop the cluster that `make demo KEEP=1` left up
+	@exec bin/demo stop
+
+.PHONY: demo-nfs
+demo-nfs: ## Show a volume's life on real NFS without Kubernetes, in seconds
+	@go run ./test/demo/nfs
+
+# Always built again: Go knows what has changed. Not `go run`, which ends at a signal
+# before its program has.
+.PHONY: bin/demo
+bin/demo:
+	@go build -buildvcs=false -o bin/demo ./test/demo
 
 ##@ Test
 

@@ -62,6 +62,9 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		o.Log = os.Stderr
 	}
 	c := &Cluster{log: &logger{w: o.Log}}
+	if err := Prepare(ctx, c.log); err != nil {
+		return nil, err
+	}
 	if c.programs, err = build(ctx, c.log); err != nil {
 		return nil, err
 	}
@@ -89,6 +92,10 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	c.log.printf("cluster: %d nodes ready after %v", len(c.nodes), time.Since(began).Round(100*time.Millisecond))
 	return c, nil
 }
+
+// Prepare installs what this machine lacks to run a cluster, and says in one error what it cannot
+// install. The cluster's own programs are not among that: they are built.
+func Prepare(ctx context.Context, log io.Writer) error { return lab.Prepare(ctx, log, tools()...) }
 
 // tools are what the lab must find, beyond its own, and where Debian has it.
 func tools() []lab.Tool {

@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,7 +77,26 @@ func Build(ctx context.Context, log io.Writer) error {
 	return err
 }
 
-func build(ctx context.Context, log *logger) (programs, error) {
+// Missing returns the names of the programs that the cache does not hold: what Build would build.
+func Missing(ctx context.Context) ([]string, error) {
+	p, err := newPlan(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, c := range p.missing() {
+		names = append(names, c.name)
+	}
+	return names, nil
+}
+
+// plan is where every program is or will be.
+type plan struct {
+	source, cache string // directories
+	programs      programs
+}
+
+func newPlan(ctx context.Context) (*plan, error) {
 	source, err := buildDir()
 	if err != nil {
 		return nil, err
@@ -85,8 +105,7 @@ func build(ctx context.Context, log *logger) (programs, error) {
 	if err != nil {
 		return nil, err
 	}
-	built := make(programs)
-	var missing []component
+	p := &plan{source: source, cache: cache, programs: make(programs)}
 	pinned := make(map[string]*pins)
 	for _, c := range components() {
 		if pinned[c.dir] == nil {
@@ -94,42 +113,78 @@ func build(ctx context.Context, log *logger) (programs, error) {
 				return nil, err
 			}
 		}
-		p := pinned[c.dir]
+		pins := pinned[c.dir]
 		// The digest is there because a version is not all: other modules go into a program, too.
-		dir := filepath.Join(cache, fmt.Sprintf("%s-%s-%s", c.name, p.versions[c.module], p.digest))
-		built[c.name] = program{path: filepath.Join(dir, c.name), version: p.versions[c.module]}
-		if _, err := os.Stat(built[c.name].path); err != nil {
-			missing = append(missing, c)
-		}
+		dir := filepath.Join(cache, fmt.Sprintf("%s-%s-%s", c.name, pins.versions[c.module], pins.digest))
+		p.programs[c.name] = program{path: filepath.Join(dir, c.name), version: pins.versions[c.module]}
 	}
-	if len(missing) == 0 {
-		return built, nil
-	}
-	unlock, err := lab.LockFile(ctx, filepath.Join(cache, "cluster.lock"))
+	return p, nil
+}
+
+func (p *plan) missing() []component {
+	return slices.DeleteFunc(components(), func(c component) bool {
+		_, err := os.Stat(p.programs[c.name].path)
+		return err == nil
+	})
+}
+
+func build(ctx context.Context, log *logger) (programs, error) {
+	p, err := newPlan(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("wait for another build: %w", err)
+		return nil, err
+	}
+	if len(p.missing()) == 0 {
+		return p.programs, nil
+	}
+	unlock, err := p.lock(ctx, log)
+	if err != nil {
+		return nil, err
 	}
 	defer unlock()
-	began := time.Now()
-	log.printf("cluster: building %d programs from Go modules into %s, once for this version of them", len(missing), cache)
+	missing := p.missing() // another build may have had the lock
+	start := time.Now()
+	log.printf("building %d programs from Go modules into %s, once for this version of them", len(missing), p.cache)
 	for i, c := range missing {
-		p := built[c.name]
-		if _, err := os.Stat(p.path); err == nil {
-			continue // by the one that had the lock
-		}
-		what := fmt.Sprintf("building %s %s (%d of %d)", c.name, p.version, i+1, len(missing))
-		if err := log.progress(what, func() error { return buildOne(ctx, filepath.Join(source, c.dir), c, p) }); err != nil {
+		program := p.programs[c.name]
+		what := fmt.Sprintf("building %s %s (%d of %d)", c.name, program.version, i+1, len(missing))
+		err := log.progress(what, start, func() error { return buildOne(ctx, filepath.Join(p.source, c.dir), c, program) })
+		if err != nil {
 			return nil, err
 		}
 	}
-	log.printf("cluster: built in %v", time.Since(began).Round(time.Second))
-	return built, nil
+	return p.programs, nil
 }
+
+// lock waits for other builds. It also removes what builds left that were killed.
+func (p *plan) lock(ctx context.Context, log *logger) (unlock func(), err error) {
+	const name = "cluster.lock"
+	once, cancel := context.WithCancel(ctx)
+	cancel()
+	if unlock, err = lab.LockFile(once, filepath.Join(p.cache, name)); errors.Is(err, context.Canceled) {
+		log.printf("waiting for another build of the cluster's programs")
+		unlock, err = lab.LockFile(ctx, filepath.Join(p.cache, name))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("wait for other builds: %w", err)
+	}
+	left, err := filepath.Glob(filepath.Join(p.cache, unfinished+"*"))
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		unlock()
+		return nil, fmt.Errorf("remove what a build left: %w", err)
+	}
+	return unlock, nil
+}
+
+// unfinished begins the names of directories of programs that are being built.
+const unfinished = "cluster-build-"
 
 // buildOne compiles one component; its directory appears whole or not at all.
 func buildOne(ctx context.Context, source string, c component, p program) error {
 	final := filepath.Dir(p.path)
-	tmp, err := os.MkdirTemp(filepath.Dir(final), "build-")
+	tmp, err := os.MkdirTemp(filepath.Dir(final), unfinished)
 	if err != nil {
 		return fmt.Errorf("build %s: %w", c.name, err)
 	}

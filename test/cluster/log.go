@@ -28,9 +28,13 @@ func (l *logger) Write(p []byte) (int, error) {
 // progressEvery is how often something long says that it goes on.
 const progressEvery = 30 * time.Second
 
-// progress runs something long and says every now and then that it goes on, and how long it took.
-func (l *logger) progress(what string, do func() error) error {
+// progress runs something long, one of several since a start. It says every now and then that it
+// goes on, and how long it took, and they all.
+func (l *logger) progress(what string, start time.Time, do func() error) error {
 	began := time.Now()
+	say := func(state string) {
+		l.printf("%s ... %s%v, %v in all", what, state, time.Since(began).Round(time.Second), time.Since(start).Round(time.Second))
+	}
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -39,7 +43,7 @@ func (l *logger) progress(what string, do func() error) error {
 		for {
 			select {
 			case <-tick.C:
-				l.printf("%s ... %v", what, time.Since(began).Round(time.Second))
+				say("")
 			case <-stop:
 				return
 			}
@@ -49,7 +53,7 @@ func (l *logger) progress(what string, do func() error) error {
 	close(stop)
 	<-done
 	if err == nil {
-		l.printf("%s ... done in %v", what, time.Since(began).Round(time.Second))
+		say("done in ")
 	}
 	return err
 }

@@ -60,6 +60,9 @@ func (c *Cluster) WaitFor(ctx context.Context, what string, condition func(conte
 		return nil
 	}
 	err = fmt.Errorf("wait for %s: %w", what, err)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return err // somebody wants to stop, and not to know more
+	}
 	// Not the caller's context, which may be what ended.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()

@@ -1,289 +1,223 @@
-// Command demo shows the main job of the driver, end to end, on real NFS: a
-// volume is provisioned on a kernel NFS server, mounted by two nodes, written
-// and read across them, and reclaimed.
+// Command demo tells the driver's story on a real Kubernetes cluster on this
+// machine: built, installed with Helm as the README says, a claim that two pods
+// on two nodes share, and its reclaim. With -keep the cluster stays up, held by a
+// process in the background, until "demo stop".
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
-	"io"
 	"os"
-	"path"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
-	"strings"
+	"syscall"
 	"time"
 
-	"github.com/container-storage-interface/spec/lib/go/csi"
-
+	"github.com/nfs-csi/nfs-csi-driver/test/cluster"
+	"github.com/nfs-csi/nfs-csi-driver/test/demo/story"
 	"github.com/nfs-csi/nfs-csi-driver/test/lab"
-	"github.com/nfs-csi/nfs-csi-driver/test/testbed"
 )
 
-// budget bounds the whole story, builds included, so that a demo that hangs says so.
-const budget = 15 * time.Minute
+// budget bounds the story from the start of the cluster on, so that a demo that
+// hangs says so. It takes a minute.
+const budget = 10 * time.Minute
 
-func main() { testbed.Main("demo failed", budget, run) }
+const usage = `usage, in the root of the repository:
+  demo [-keep] -version VERSION   tell the story; with -keep, leave its cluster up
+  demo server COMMAND...          run a command on the NFS server of a cluster that was kept
+  demo stop                       end a demo, or the cluster that it kept
+`
 
-const (
-	share   = "/srv/data"
-	staging = "/var/lib/kubelet/staging/pvc-demo"
-	target  = "/var/lib/kubelet/pods/demo/mount"
-)
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	err := command(ctx, os.Args[1:])
+	stop()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+	case errors.As(err, &exit):
+		os.Exit(exit.ExitCode()) // it has said why
+	default:
+		fmt.Fprintf(os.Stderr, "\ndemo: %v\n", err)
+		os.Exit(1)
+	}
+}
 
-func run(ctx context.Context) (err error) {
-	s := &story{out: os.Stdout}
-	s.say("Starting a lab: one machine with a kernel NFS server, two machines as Kubernetes nodes.")
-	logFile, err := labLog()
+func command(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case "stop":
+			return stop(ctx, os.Stdout)
+		case "server":
+			return onServer(ctx, args[1:], os.Stdout)
+		}
+	}
+	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
+	flags.Usage = func() { fmt.Fprint(flags.Output(), usage) }
+	version := flags.String("version", "", "version of the driver to build")
+	keep := flags.Bool("keep", false, "leave the cluster up")
+	leashed := flags.Bool("leashed", false, "for the demo's own use: stop when standard input ends")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *version == "" || flags.NArg() > 0 {
+		flags.Usage()
+		return errors.New("run `make demo`, which knows the version")
+	}
+	d := &demo{Story: &story.Story{Out: os.Stdout}, version: *version}
+	switch {
+	case *leashed:
+		// A terminal that closes ends the leash; that is enough.
+		signal.Ignore(syscall.SIGPIPE)
+		d.leash = newLeash(os.Stdin)
+		return d.run(d.leash.context(ctx))
+	case *keep:
+		return detach(ctx, exec.Command("/proc/self/exe", "-leashed", "-version", *version), stateFile, os.Stdout)
+	default:
+		return d.run(ctx)
+	}
+}
+
+type demo struct {
+	*story.Story
+	version string
+	leash   *leash // none when the cluster is not to be kept
+	log     *os.File
+	cluster *cluster.Cluster
+}
+
+// run tells the story and leaves nothing behind.
+func (d *demo) run(ctx context.Context) (err error) {
+	if err := cluster.Prepare(ctx, d.Out); err != nil {
+		return err
+	}
+	release, err := claim(stateFile)
 	if err != nil {
 		return err
 	}
-	defer logFile.Close()
-	s.say("(builds and boots; what it does in detail is in %s)", logFile.Name())
-	bed, err := testbed.Start(ctx, testbed.Options{
-		Name:    "demo",
-		Clients: 2,
-		Exports: []lab.ExportSpec{{Path: share, FS: lab.XFS, SizeMB: 2048}},
-		Log:     logFile,
+	defer release()
+	if err := os.MkdirAll("out", 0o755); err != nil {
+		return err
+	}
+	if d.log, err = os.Create(filepath.Join("out", "demo.log")); err != nil {
+		return err
+	}
+	defer d.log.Close()
+	defer func() { err = errors.Join(err, d.stop()) }()
+	err = d.tell(ctx)
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return errors.New("interrupted")
+	}
+	return err
+}
+
+// tell tells the whole story, or, where the cluster is to stay, all but its end.
+func (d *demo) tell(ctx context.Context) error {
+	d.Say("The driver's story on a real Kubernetes cluster: two nodes and an NFS server, each a virtual")
+	d.Say("machine on this one. What happens in detail is in %s.", d.log.Name())
+	if err := d.build(ctx); err != nil {
+		return err
+	}
+	chapters := []func(context.Context) error{d.start, d.install, d.provision, d.share, d.reclaim}
+	if d.leash != nil {
+		chapters = chapters[:len(chapters)-1]
+	}
+	bounded, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
+	began := time.Now()
+	for _, chapter := range chapters {
+		if err := chapter(bounded); err != nil {
+			return err
+		}
+	}
+	d.Say("The story took %v, without the builds.", time.Since(began).Round(time.Second))
+	if d.leash != nil {
+		return d.hold(ctx)
+	}
+	d.Say("Next: `make demo KEEP=1` leaves the cluster up for you to try; README.md says how to install.")
+	return nil
+}
+
+// build builds the image and, the first time, the cluster's programs.
+func (d *demo) build(ctx context.Context) error {
+	d.Chapter("Build the driver's image")
+	missing, err := cluster.Missing(ctx)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		d.Say("And before it, this once, what the cluster runs: Kubernetes, containerd, Helm and others are")
+		d.Say("compiled from source and kept. On two cores that takes 20 to 40 minutes, less with more.")
+		d.Say("`make demo-nfs` shows a volume's life without Kubernetes, in seconds.")
+		if err := cluster.Build(ctx, d.Out); err != nil {
+			return err
+		}
+	}
+	d.Say("Seconds; a few minutes where Go has nothing in its caches yet.")
+	_, err = d.Run("$", []string{"make", "image"}, func() (string, error) {
+		cmd := exec.CommandContext(ctx, "make", "--no-print-directory", "image", "VERSION="+d.version)
+		cmd.Stdout, cmd.Stderr = d.log, d.log
+		// make ends those that it has started.
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+		cmd.WaitDelay = 10 * time.Second
+		if err := cmd.Run(); err != nil {
+			return "", fmt.Errorf("make image: %w; the end of %s says why", errors.Join(err, ctx.Err()), d.log.Name())
+		}
+		return "", nil
 	})
 	if err != nil {
 		return err
 	}
-	defer func() {
-		err = errors.Join(err, bed.Close())
-		if err == nil {
-			s.say("Everything is stopped. Next: make test runs csi-sanity and all other tests; README.md says how to install.")
-		}
-	}()
-	s.begin()
-	s.say("%s exports %s (XFS); %s and %s are up.", bed.Server.Name(), share, bed.Clients[0].Name(), bed.Clients[1].Name())
-
-	d := &demo{story: s, bed: bed}
-	for _, chapter := range []func(context.Context) error{d.start, d.create, d.mount, d.share, d.stats, d.reclaim, d.stop} {
-		if err := chapter(ctx); err != nil {
-			return err
-		}
-	}
-	s.say("The story took %s.", time.Since(s.began).Round(100*time.Millisecond))
-	return nil
-}
-
-func labLog() (*os.File, error) {
-	if err := os.MkdirAll("out", 0o755); err != nil {
-		return nil, err
-	}
-	return os.Create(filepath.Join("out", "demo.log"))
-}
-
-type demo struct {
-	*story
-	bed        *testbed.Bed
-	controller *testbed.Driver
-	nodes      []*testbed.Driver
-	volume     *csi.Volume
-}
-
-func (d *demo) start(ctx context.Context) (err error) {
-	d.chapter("Start the driver: one controller, one node plugin per node")
-	if d.controller, err = d.bed.StartDriver(ctx, d.bed.Clients[0], "controller"); err != nil {
-		return err
-	}
-	for _, c := range d.bed.Clients {
-		node, err := d.bed.StartDriver(ctx, c, "node")
-		if err != nil {
-			return err
-		}
-		d.nodes = append(d.nodes, node)
-	}
-	var info csi.GetPluginInfoResponse
-	if err := d.controller.Call(ctx, "Identity/GetPluginInfo", &csi.GetPluginInfoRequest{}, &info); err != nil {
-		return err
-	}
-	d.say("%s %s answers on all of them.", info.Name, info.VendorVersion)
-	return nil
-}
-
-var capability = &csi.VolumeCapability{
-	AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
-	AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER},
-}
-
-func (d *demo) create(ctx context.Context) error {
-	d.chapter("Create a volume, as a PersistentVolumeClaim would")
-	request := &csi.CreateVolumeRequest{
-		Name:               "pvc-demo",
-		CapacityRange:      &csi.CapacityRange{RequiredBytes: 1 << 30},
-		VolumeCapabilities: []*csi.VolumeCapability{capability},
-		Parameters: map[string]string{
-			"server":                           d.bed.Server.IPv4(),
-			"share":                            share,
-			"subDir":                           "${pvc.metadata.namespace}/${pvc.metadata.name}",
-			"mountPermissions":                 "0770",
-			"csi.storage.k8s.io/pvc/name":      "demo",
-			"csi.storage.k8s.io/pvc/namespace": "team-a",
-			"csi.storage.k8s.io/pv/name":       "pvc-demo",
-		},
-	}
-	var response csi.CreateVolumeResponse
-	began := time.Now()
-	if err := d.controller.Call(ctx, "Controller/CreateVolume", request, &response); err != nil {
-		return err
-	}
-	d.volume = response.Volume
-	d.say("Volume %q, made in %s (the first on this export, so it was mounted too).", d.volume.VolumeId, time.Since(began).Round(time.Millisecond))
-	d.say("On the server there is now a directory, and a record that says whose it is:")
-	if err := d.show(ctx, d.bed.Server.Guest, "ls", "-ld", share+"/team-a/demo"); err != nil {
-		return err
-	}
-	return d.show(ctx, d.bed.Server.Guest, "cat", share+"/.nfs-csi/volumes/pvc-demo.json")
-}
-
-func (d *demo) mount(ctx context.Context) error {
-	d.chapter("Mount it on both nodes: stage once per node, publish into a pod's directory")
-	for i, node := range d.nodes {
-		guest := d.bed.Clients[i]
-		if _, err := guest.Output(ctx, "mkdir", "-p", staging, path.Dir(target)); err != nil {
-			return err
-		}
-		stage := &csi.NodeStageVolumeRequest{
-			VolumeId:          d.volume.VolumeId,
-			StagingTargetPath: staging,
-			VolumeCapability:  capability,
-			VolumeContext:     d.volume.VolumeContext,
-		}
-		if err := node.Call(ctx, "Node/NodeStageVolume", stage, &csi.NodeStageVolumeResponse{}); err != nil {
-			return err
-		}
-		publish := &csi.NodePublishVolumeRequest{
-			VolumeId:          d.volume.VolumeId,
-			StagingTargetPath: staging,
-			TargetPath:        target,
-			VolumeCapability:  capability,
-			VolumeContext:     d.volume.VolumeContext,
-		}
-		if err := node.Call(ctx, "Node/NodePublishVolume", publish, &csi.NodePublishVolumeResponse{}); err != nil {
-			return err
-		}
-		if err := d.show(ctx, guest, "findmnt", "-n", "-o", "SOURCE,FSTYPE,TARGET", target); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (d *demo) share(ctx context.Context) error {
-	d.chapter("Write on one node, read on the other")
-	const text = "written on client1"
-	file := path.Join(target, "hello.txt")
-	if err := d.bed.Clients[0].WriteFile(ctx, file, strings.NewReader(text+"\n"), 0o644); err != nil {
-		return err
-	}
-	d.say("client1 wrote %s", file)
-	got, err := d.bed.Clients[1].Output(ctx, "cat", file)
+	info, err := os.Stat(imageTar)
 	if err != nil {
 		return err
 	}
-	d.say("client2 reads it: %q", strings.TrimSpace(got))
-	if strings.TrimSpace(got) != text {
-		return fmt.Errorf("client2 read %q, client1 wrote %q", got, text)
-	}
+	d.Say("One static binary in %s, %d MB.", imageTar, info.Size()/1e6)
 	return nil
 }
 
-func (d *demo) stats(ctx context.Context) error {
-	d.chapter("Ask the node for the volume's numbers, as the kubelet does")
-	request := &csi.NodeGetVolumeStatsRequest{VolumeId: d.volume.VolumeId, VolumePath: target}
-	var response csi.NodeGetVolumeStatsResponse
-	if err := d.nodes[1].Call(ctx, "Node/NodeGetVolumeStats", request, &response); err != nil {
-		return err
-	}
-	for _, u := range response.Usage {
-		d.say("%-6s %12d available of %12d", u.Unit, u.Available, u.Total)
-	}
-	return nil
-}
-
-func (d *demo) reclaim(ctx context.Context) error {
-	d.chapter("Unmount it everywhere and delete it")
-	for _, node := range d.nodes {
-		unpublish := &csi.NodeUnpublishVolumeRequest{VolumeId: d.volume.VolumeId, TargetPath: target}
-		if err := node.Call(ctx, "Node/NodeUnpublishVolume", unpublish, &csi.NodeUnpublishVolumeResponse{}); err != nil {
-			return err
-		}
-		unstage := &csi.NodeUnstageVolumeRequest{VolumeId: d.volume.VolumeId, StagingTargetPath: staging}
-		if err := node.Call(ctx, "Node/NodeUnstageVolume", unstage, &csi.NodeUnstageVolumeResponse{}); err != nil {
-			return err
-		}
-	}
-	for _, c := range d.bed.Clients {
-		if mounts, err := c.Output(ctx, "sh", "-c", "grep -c pvc-demo /proc/self/mountinfo || true"); err != nil || strings.TrimSpace(mounts) != "0" {
-			return fmt.Errorf("%s still has %s mounts of the volume (%w)", c.Name(), strings.TrimSpace(mounts), err)
-		}
-	}
-	d.say("No mount of it is left on client1 and client2.")
-	began := time.Now()
-	if err := d.controller.Call(ctx, "Controller/DeleteVolume", &csi.DeleteVolumeRequest{VolumeId: d.volume.VolumeId}, &csi.DeleteVolumeResponse{}); err != nil {
-		return err
-	}
-	d.say("Deleted in %s: renamed into the trash, unlinked in the background.", time.Since(began).Round(time.Millisecond))
-	if err := d.emptied(ctx); err != nil {
-		return err
-	}
-	d.say("The export is empty again, but for the driver's own empty directories:")
-	return d.show(ctx, d.bed.Server.Guest, "find", share, "-mindepth", "1")
-}
-
-// emptied waits until no file is left on the export.
-func (d *demo) emptied(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
-		left, err := d.bed.Server.Output(ctx, "sh", "-c", "find "+share+" -mindepth 1 -not -type d; ls "+share+"; ls "+share+"/.nfs-csi/trash")
-		if err != nil {
-			return fmt.Errorf("wait for the purge: %w", err)
-		}
-		if strings.TrimSpace(left) == "" {
-			return nil
-		}
-	}
-}
-
-func (d *demo) stop(ctx context.Context) error {
-	d.chapter("Stop the driver")
-	for _, p := range append(d.nodes, d.controller) {
-		if err := p.Stop(ctx); err != nil {
-			return err
-		}
-	}
-	d.say("All three processes drained and ended by themselves.")
-	return nil
-}
-
-// story is what the demo tells on its output.
-type story struct {
-	out      io.Writer
-	chapters int
-	began    time.Time
-}
-
-func (s *story) begin() { s.began = time.Now() }
-
-func (s *story) chapter(title string) {
-	s.chapters++
-	fmt.Fprintf(s.out, "\n%d. %s\n", s.chapters, title)
-}
-
-func (s *story) say(format string, args ...any) { fmt.Fprintf(s.out, "   "+format+"\n", args...) }
-
-// show runs a command on a guest and prints it with its output.
-func (s *story) show(ctx context.Context, g *lab.Guest, args ...string) error {
-	out, err := g.Output(ctx, args...)
+// start starts the cluster.
+func (d *demo) start(ctx context.Context) error {
+	d.Chapter("Start a cluster")
+	d.Say("Control plane, two nodes with containerd and the kubelet, and an NFS server: about 15 seconds.")
+	logs, err := filepath.Abs(filepath.Join("out", "demo"))
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(s.out, "     %s$ %s\n", g.Name(), strings.Join(args, " "))
-	for line := range strings.Lines(out) {
-		fmt.Fprintf(s.out, "     %s", line)
+	// Logs of an earlier demo would go on there.
+	if err := os.RemoveAll(logs); err != nil {
+		return err
 	}
+	d.cluster, err = cluster.Start(ctx, cluster.Options{
+		Name: "demo",
+		// What the tutorial tells its readers to export, and how.
+		Exports: []lab.ExportSpec{{
+			Path: share, FS: lab.XFS, SizeMB: 2048, Options: "rw,sync,no_subtree_check,no_root_squash,insecure",
+		}},
+		LogDir: logs,
+		Log:    d.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, "get", "nodes", "-o", "wide"); err != nil {
+		return err
+	}
+	d.Say("The NFS server is at %s and exports %s.", d.cluster.Server().IPv4(), share)
+	return nil
+}
+
+// stop ends the cluster.
+func (d *demo) stop() error {
+	if d.cluster == nil {
+		return nil
+	}
+	if err := d.cluster.Close(); err != nil {
+		return err
+	}
+	d.Say("Everything is stopped.")
 	return nil
 }

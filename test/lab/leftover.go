@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -54,6 +55,10 @@ func claim(name string) (id, dir string, err error) {
 
 // leftoverTimeout bounds the removal of leftovers, so that what one lab left cannot stop all others.
 const leftoverTimeout = 30 * time.Second
+
+// RemoveLeftovers ends and removes the labs whose process is gone, as Start does, and says on log
+// what it removes.
+func RemoveLeftovers(ctx context.Context, log io.Writer) { removeLeftovers(ctx, &logger{w: log}) }
 
 // removeLeftovers ends and removes the labs whose owner is gone. What cannot be removed is logged:
 // it is in no other lab's way.

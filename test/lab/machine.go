@@ -115,6 +115,13 @@ func install(ctx context.Context, log *logger, more []Tool) ([]Problem, error) {
 	return Check(more...), nil
 }
 
+// Prepare makes the machine ready for a lab that needs more tools, or none more, or says in one
+// error what is missing. It says on log what it installs. Start does the same; to prepare before
+// is for those who do something long before that.
+func Prepare(ctx context.Context, log io.Writer, more ...Tool) error {
+	return prepare(ctx, &logger{w: log}, more)
+}
+
 // prepare makes the machine ready for a lab or says in one error what is missing.
 func prepare(ctx context.Context, log *logger, more []Tool) error {
 	problems := Check(more...)
