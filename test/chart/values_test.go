@@ -284,12 +284,12 @@ func TestNotes(t *testing.T) {
 		},
 		{
 			name: "classes", values: matrix(t)["storageclasses"],
-			want: []string{"nc -z -w 5 nfs.example.com 2049 && echo nfs: answers", "nc -z -w 5 10.0.0.1 2049 && echo nfs-archive: answers", "storageClassName: nfs\n", "kubectl wait pvc/shared"},
+			want: []string{"nc -w 5 nfs.example.com 2049 -e true && echo nfs: answers", "nc -w 5 10.0.0.1 2049 -e true && echo nfs-archive: answers", "storageClassName: nfs\n", "kubectl wait pvc/shared"},
 			not:  []string{"No StorageClass"},
 		},
 		{
 			name: "class that waits for a pod, server with IPv6", values: "storageClasses: [{name: a, server: '[fd00::1]', share: /b, volumeBindingMode: WaitForFirstConsumer}]",
-			want: []string{"nc -z -w 5 fd00::1 2049"},
+			want: []string{"nc -w 5 fd00::1 2049"},
 			not:  []string{"kubectl wait"},
 		},
 	} {

@@ -95,7 +95,16 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 
 // Prepare installs what this machine lacks to run a cluster, and says in one error what it cannot
 // install. The cluster's own programs are not among that: they are built.
-func Prepare(ctx context.Context, log io.Writer) error { return lab.Prepare(ctx, log, tools()...) }
+func Prepare(ctx context.Context, log io.Writer) error {
+	if err := lab.Prepare(ctx, log, tools()...); err != nil {
+		return err
+	}
+	// Two nodes and the server take 2.6 GiB with little to do.
+	if free := lab.FreeMemoryMB(); free < 3<<10 {
+		return fmt.Errorf("a cluster needs 3 GiB free in /dev/shm for its guests' memory, there are %d MiB (a container gets more with --shm-size)", free)
+	}
+	return nil
+}
 
 // tools are what the lab must find, beyond its own, and where Debian has it.
 func tools() []lab.Tool {

@@ -143,7 +143,8 @@ func build(ctx context.Context, log *logger) (programs, error) {
 	defer unlock()
 	missing := p.missing() // another build may have had the lock
 	start := time.Now()
-	log.printf("building %d programs from Go modules into %s, once for this version of them", len(missing), p.cache)
+	log.printf("building %d programs from Go modules, once for this version of them", len(missing))
+	log.printf("it takes up to 1 GB in %s, and up to 6 GB in Go's caches", p.cache)
 	for i, c := range missing {
 		program := p.programs[c.name]
 		what := fmt.Sprintf("building %s %s (%d of %d)", c.name, program.version, i+1, len(missing))

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -42,7 +43,7 @@ func Check(more ...Tool) []Problem {
 		add("", "a lab needs the Go toolchain to compile its agent")
 	}
 	// Memory of the guests is a deleted file there.
-	if free := freeMB(memoryDir); free < 1024 {
+	if free := FreeMemoryMB(); free < 1024 {
 		add("", "a lab needs 1 GiB free in %s for the guests' memory, there are %d MiB", memoryDir, free)
 	}
 	for _, t := range append(tools(), more...) {
@@ -101,18 +102,23 @@ func install(ctx context.Context, log *logger, more []Tool) ([]Problem, error) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return Check(more...), nil
 	}
-	for _, args := range [][]string{
-		{"update", "-q"},
-		append([]string{"install", "-q", "-y", "--no-install-recommends"}, packages...),
-	} {
-		log.printf("apt-get %s", strings.Join(args, " "))
-		cmd := exec.CommandContext(ctx, "apt-get", args...)
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return Check(more...), fmt.Errorf("apt-get %s: %w: %s", args[0], err, lastLines(string(out), 10))
-		}
+	// Lists that cannot be updated, perhaps because something else does that now, may do.
+	updated := aptGet(ctx, log, "update")
+	if err := aptGet(ctx, log, append([]string{"install", "-y", "--no-install-recommends"}, packages...)...); err != nil {
+		return Check(more...), errors.Join(err, updated)
 	}
 	return Check(more...), nil
+}
+
+func aptGet(ctx context.Context, log *logger, args ...string) error {
+	log.printf("apt-get %s", strings.Join(args, " "))
+	// A machine that has just started often installs updates by itself.
+	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "-o", "DPkg::Lock::Timeout=600"}, args...)...)
+	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("apt-get %s: %w: %s", args[0], err, lastLines(string(out), 10))
+	}
+	return nil
 }
 
 // Prepare makes the machine ready for a lab that needs more tools, or none more, or says in one
@@ -141,9 +147,11 @@ func prepare(ctx context.Context, log *logger, more []Tool) error {
 	return fmt.Errorf("this machine cannot run a lab: %s", strings.Join(what, "; "))
 }
 
-func freeMB(dir string) uint64 {
+// FreeMemoryMB is how much memory guests can take together before they fail: what is free in
+// /dev/shm, in MiB.
+func FreeMemoryMB() uint64 {
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	if err := unix.Statfs(memoryDir, &st); err != nil {
 		return 0
 	}
 	return st.Bavail * uint64(st.Bsize) >> 20
