@@ -42,7 +42,7 @@ func (d *demo) install(ctx context.Context) error {
 	if err := d.cluster.LoadSidecars(ctx); err != nil {
 		return err
 	}
-	args := []string{"install", "nfs-csi", "charts/nfs-csi-driver", "--namespace", "nfs-csi", "--create-namespace",
+	args := []string{"install", "nfs-csi-driver", "charts/nfs-csi-driver", "--namespace", "nfs-csi", "--create-namespace",
 		"--set", "image.registry=docker.io,image.tag=" + d.version,
 		"--set", fmt.Sprintf("storageClasses[0].name=nfs,storageClasses[0].server=%s,storageClasses[0].share=%s", d.cluster.Server().IPv4(), share)}
 	_, err := d.Run("$", append([]string{"helm"}, args...), func() (string, error) {
