@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"time"
 	"unicode/utf8"
 
 	"k8s.io/klog/v2"
@@ -28,6 +29,9 @@ func (s *Store) CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volu
 	l, err := s.ensureLayout(ctx)
 	if err != nil {
 		return nfs.Volume{}, fmt.Errorf("prepare the directory %q: %w", ownDir, err)
+	}
+	if err := s.purge.freeClaims(ctx, l, spec.Dir); err != nil {
+		return nfs.Volume{}, err
 	}
 	c := newCreation(s, l, spec)
 	defer c.close()
@@ -182,39 +186,69 @@ func (c *creation) build(ctx context.Context) error {
 }
 
 // claim makes sure that the directory is claimed for this volume and, unless it
-// was claimed before, that it does not exist.
+// was claimed before, that it does not exist. A claim without a record may be of a
+// volume just deleted by another process, and gets half a second to go.
 func (c *creation) claim(ctx context.Context) error {
+	tick := time.NewTicker(waitTick)
+	defer tick.Stop()
+	for try := 0; ; try++ {
+		owner, err := c.claimUnlessOwned(ctx)
+		if err != nil || owner == "" {
+			return err
+		}
+		var r *record
+		if nfs.CheckRecordID(owner) == nil {
+			if r, err = c.l.recordForSure(ctx, owner); err != nil && !errors.Is(err, nfs.ErrForeign) {
+				return err
+			}
+		}
+		if err != nil || r != nil || try == waitTicks {
+			return c.taken(ctx, c.spec.Dir, owner)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		if err := c.l.dirs.refresh(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// claimUnlessOwned is one try of claim; owner is the other volume that has it.
+func (c *creation) claimUnlessOwned(ctx context.Context) (owner string, err error) {
 	// That it is missing need not be asked of the server: mkdir proves it.
-	err := c.findDir(ctx, look)
+	err = c.findDir(ctx, look)
 	exists := err == nil
 	if isAbsent(err) {
 		if err = c.l.dirs.symlink(ctx, c.id, claimName(c.spec.Dir)); err == nil {
 			c.claimed = true
-			return nil
+			return "", nil
 		}
 		if isTaken(err) {
 			err = nil
 		}
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	owner, err := c.l.claimant(ctx, c.spec.Dir)
+	owner, err = c.l.claimant(ctx, c.spec.Dir)
 	switch {
 	case err != nil:
-		return err
+		return "", err
 	case owner == c.id:
 		c.claimed = true
-		return nil
+		return "", nil
 	case owner != "":
-		return c.taken(ctx, c.spec.Dir, owner)
+		return owner, nil
 	case !exists:
-		return fmt.Errorf("%w: another claim of the directory came and went", nfs.ErrBusy)
+		return "", fmt.Errorf("%w: another claim of the directory came and went", nfs.ErrBusy)
 	}
 	if c.recordFound, err = c.l.recordForSure(ctx, c.id); err != nil || c.recordFound != nil {
-		return err
+		return "", err
 	}
-	return c.foreign()
+	return "", c.foreign()
 }
 
 func (c *creation) foreign() error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"strconv"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -18,8 +19,11 @@ import (
 const (
 	archivePrefix = "archived-"
 	hiddenPrefix  = ".nfs-csi-trash-"
-	trashTime     = "20060102T150405Z"
 	archiveTime   = "20060102T150405.000000Z"
+
+	// quick is less than it takes to delete a volume, make it again and put
+	// something into it.
+	quick = 500 * time.Millisecond
 )
 
 // DeleteVolume disposes of the volume as its record says, in a number of file
@@ -43,25 +47,25 @@ func (s *Store) DeleteVolume(ctx context.Context, id, dir string) error {
 	if err != nil {
 		return err
 	}
-	var r *record
-	if l != nil {
-		if r, err = l.recordForSure(ctx, id); err != nil {
-			s.reopenAfter(l, err)
-			return err
-		}
-	}
-	if r == nil {
+	if l == nil {
 		return s.deleteUnrecorded(ctx, l, id, dir)
 	}
-	if err := s.opts.checkOwner(r); err != nil {
+	d := &deletion{s: s, l: l, began: time.Now()}
+	defer d.close()
+	if d.record, err = d.readRecord(ctx, id); err != nil {
+		s.reopenAfter(l, err)
 		return err
 	}
-	d := &deletion{s: s, l: l, record: r}
-	defer func() { d.parent.close(); d.held.close() }()
+	if d.record == nil {
+		return s.deleteUnrecorded(ctx, l, id, dir)
+	}
+	if err := s.opts.checkOwner(d.record); err != nil {
+		return err
+	}
 	err = d.run(ctx)
 	s.reopenAfter(l, err)
 	if err = raced(err); err != nil {
-		return fmt.Errorf("directory %q: %w", r.Dir, err)
+		return fmt.Errorf("directory %q: %w", d.record.Dir, err)
 	}
 	return nil
 }
@@ -90,30 +94,110 @@ func (s *Store) deleteUnrecorded(ctx context.Context, l *layout, id, dir string)
 
 // deletion is one run of DeleteVolume on a volume that has a record.
 type deletion struct {
-	s      *Store
-	l      *layout
-	record *record
+	s       *Store
+	l       *layout
+	began   time.Time // before the record was read
+	record  *record
+	reading sync.WaitGroup // until the record's file is closed
 
-	parent *dir // nil when it does not exist
-	held   *dir // the volume's directory; nil when it is not there
+	parent  *dir   // nil when it does not exist
+	movedTo *dir   // where the directory was moved; nil while it was not
+	newName string // its name there
+	entry   string // in the trash; "" while there is none
 }
 
+func (d *deletion) close() {
+	d.reading.Wait()
+	d.parent.close()
+}
+
+// readRecord does not wait for the file to be closed, which is a call to the
+// server that nothing depends on.
+func (d *deletion) readRecord(ctx context.Context, id string) (*record, error) {
+	volumes := *d.l.volumes
+	volumes.closeFile = func(fd int) { d.reading.Go(func() { _ = unix.Close(fd) }) }
+	l := *d.l
+	l.volumes = &volumes
+	return l.recordForSure(ctx, id)
+}
+
+// run moves the directory, removes the record, and leaves the claim to the purge,
+// by the name of what is in the trash. The record is what the processes that delete a
+// volume contend for: who removes it has deleted the volume. While it stands, no
+// one gives up the claim, and no one else can make the directory, so what was
+// moved is the volume's. Between the two, some other process may have removed
+// the record of the volume and made another volume of that id: a delete that took
+// longer than that takes asks before it removes the record.
 func (d *deletion) run(ctx context.Context) error {
-	if d.record.OnDelete == nfs.Retain {
+	r := d.record
+	if r.OnDelete == nfs.Retain {
 		return d.retain(ctx)
 	}
-	if stands, err := d.look(ctx); err != nil || !stands {
+	if gone, err := d.takeAway(ctx); err != nil || gone {
 		return err
 	}
-	stem := fmt.Sprintf("%s.%s.%s", d.record.ID, time.Now().UTC().Format(trashTime), randomName())
-	move := d.trash
-	if d.record.OnDelete == nfs.Archive {
-		move = d.archive
+	if d.movedTo != nil {
+		// From here on the context must not leave it half done.
+		ctx = context.WithoutCancel(ctx)
 	}
-	if err := move(ctx, stem); err != nil {
+	if time.Since(d.began) > quick || r.ParentsCreated > 0 {
+		if stands, err := d.stands(ctx); err != nil && !errors.Is(err, nfs.ErrBusy) {
+			return err
+		} else if !stands {
+			return d.late(ctx, err)
+		}
+		if err := d.s.removeParents(ctx, r.Dir, r.ParentsCreated); err != nil {
+			return err
+		}
+	}
+	if d.entry == "" {
+		d.entry = newTrashName(r)
+		if err := d.l.trash.mkdir(ctx, d.entry, 0o700); err != nil {
+			return err
+		}
+	}
+	d.reading.Wait() // NFS only renames a file that is open
+	err := d.l.volumes.unlink(ctx, r.ID+recordSuffix)
+	if isAbsent(err) {
+		return d.late(ctx, nil)
+	}
+	if err == nil {
+		err = d.l.volumes.sync(ctx)
+	}
+	if err == nil {
+		d.s.purge.confirm(d.entry)
+	}
+	return err
+}
+
+// late ends a delete that found the record gone, or another in its place
+// (madeAnew): another process was faster. What was moved is then the volume, which
+// the other found missing, unless another volume has been made there since. That
+// has the claim, and gets its directory back.
+func (d *deletion) late(ctx context.Context, madeAnew error) error {
+	if d.movedTo == nil {
+		return madeAnew
+	}
+	if err := d.l.dirs.refresh(ctx); err != nil {
 		return err
 	}
-	return d.forget(ctx, stem)
+	owner, err := d.l.claimant(ctx, d.record.Dir)
+	if err != nil {
+		return err
+	}
+	if madeAnew == nil && (owner == "" || owner == d.record.ID) {
+		return nil
+	}
+	if err := d.movedTo.rename(ctx, d.newName, d.parent, path.Base(d.record.Dir)); isAbsent(err) {
+		return nil // purged already
+	} else if err != nil {
+		return fmt.Errorf("another process has deleted the volume, and a new directory was moved to %q by mistake and cannot be moved back: do it by hand, at once: %w", path.Join(d.movedTo.path, d.newName), err)
+	}
+	// A create that missed its directory in that moment has given it up.
+	if _, err := d.s.removeEmpty(ctx, d.l, d.parent, d.record.Dir, ""); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: another process has just deleted the volume, and its directory was made anew", nfs.ErrBusy)
 }
 
 // retain leaves the directory. The claim goes before the record, without which
@@ -128,24 +212,35 @@ func (d *deletion) retain(ctx context.Context) error {
 	return d.l.volumes.sync(ctx)
 }
 
-// look finds the directory. If it is missing, an earlier attempt has moved it, or
-// it is lost; or the delete of another volume came late, moved it by mistake and
-// is about to bring it back, which gets half a second. A record that no longer
-// stands is a delete that has succeeded elsewhere.
-func (d *deletion) look(ctx context.Context) (stands bool, err error) {
+// takeAway moves the directory to the trash or the archive. If it is missing, an
+// earlier attempt has moved it, or it is lost; or the delete of another volume came
+// late, moved it by mistake and is about to bring it back, which gets half a
+// second. gone means that the volume has been deleted elsewhere.
+func (d *deletion) takeAway(ctx context.Context) (gone bool, err error) {
 	owner, err := d.l.claimant(ctx, d.record.Dir)
 	if err != nil {
 		return false, err
 	}
 	if owner != "" && owner != d.record.ID {
 		klog.FromContext(ctx).Info("A volume is deleted without its directory, which belongs to another volume", "volume", d.record.Name, "dir", d.record.Dir, "owner", owner)
-		return true, nil
+		return false, nil
+	}
+	move := d.trash
+	if d.record.OnDelete == nfs.Archive {
+		move = d.archive
 	}
 	tick := time.NewTicker(waitTick)
 	defer tick.Stop()
 	for range waitTicks {
-		if stands, err := d.lookOnce(ctx); err != nil || !stands || d.held != nil {
-			return stands, err
+		found, err := d.find(ctx)
+		if err == nil && found {
+			found, err = move(ctx)
+		}
+		if err != nil || found {
+			return false, err
+		}
+		if stands, err := d.stands(ctx); err != nil || !stands {
+			return true, err
 		}
 		select {
 		case <-ctx.Done():
@@ -153,21 +248,34 @@ func (d *deletion) look(ctx context.Context) (stands bool, err error) {
 		case <-tick.C:
 		}
 	}
-	return true, nil
+	return false, nil
 }
 
-// lookOnce finds the directory. The record must still stand afterwards: then what
-// it saw is the volume, and not what someone made there after another process had
-// deleted the volume.
-func (d *deletion) lookOnce(ctx context.Context) (stands bool, err error) {
+// find opens the parent and looks for the directory in it.
+func (d *deletion) find(ctx context.Context) (found bool, err error) {
 	d.parent.close()
 	d.parent, _, err = d.s.walk(ctx, parentOf(d.record.Dir), lookForSure)
-	if err == nil {
-		err = d.lookAt(ctx, path.Base(d.record.Dir))
+	if err != nil {
+		return false, ignoreAbsent(err)
 	}
-	if err != nil && !isAbsent(err) {
-		return false, err
+	base := path.Base(d.record.Dir)
+	held, err := d.parent.hold(ctx, base)
+	if isAbsent(err) {
+		if err := d.parent.refresh(ctx); err != nil {
+			return false, err
+		}
+		held, err = d.parent.hold(ctx, base)
 	}
+	held.close()
+	if isNotDir(err) {
+		err = fmt.Errorf("%w: it has become a file or a symbolic link: remove that by hand and try again", nfs.ErrForeign)
+	}
+	return err == nil, ignoreAbsent(err)
+}
+
+// stands asks the server whether the record is still there: if not, the volume
+// has been deleted elsewhere.
+func (d *deletion) stands(ctx context.Context) (bool, error) {
 	if err := d.l.volumes.refresh(ctx); err != nil {
 		return false, err
 	}
@@ -183,96 +291,69 @@ func (d *deletion) lookOnce(ctx context.Context) (stands bool, err error) {
 	return true, nil
 }
 
-func (d *deletion) lookAt(ctx context.Context, base string) error {
-	held, err := d.parent.hold(ctx, base)
-	if isAbsent(err) {
-		if err := d.parent.refresh(ctx); err != nil {
-			return err
-		}
-		held, err = d.parent.hold(ctx, base)
-	}
-	switch {
-	case err == nil:
-		d.held = held
-	case isNotDir(err):
-		err = fmt.Errorf("%w: it has become a file or a symbolic link: remove that by hand and try again", nfs.ErrForeign)
-	}
-	return err
-}
-
 // trash moves the directory to the trash.
-func (d *deletion) trash(ctx context.Context, stem string) error {
-	if d.held == nil {
-		return nil
+func (d *deletion) trash(ctx context.Context) (moved bool, err error) {
+	entry := newTrashName(d.record)
+	if moved, err = d.move(ctx, d.l.trash, entry); moved {
+		d.entry = entry
 	}
-	err := d.move(ctx, d.l.trash, stem)
 	if errors.Is(err, unix.EXDEV) {
-		return d.hide(ctx, stem)
+		return d.hide(ctx)
 	}
-	if err == nil {
-		d.s.purge.confirm(stem)
-	}
-	return err
+	return moved, err
 }
 
 // hide is trash for a directory on another file system of the server than the
 // trash: it gets a hidden name beside its old one, and before that a pointer in
 // the trash, by which the purge finds it.
-func (d *deletion) hide(ctx context.Context, stem string) error {
+func (d *deletion) hide(ctx context.Context) (moved bool, err error) {
 	hidden := hiddenPrefix + d.record.ID + "-" + randomName()
-	pointer := stem + pointerSuffix
+	pointer := newTrashName(d.record) + pointerSuffix
 	d.s.purge.hold(pointer)
 	if err := d.l.trash.symlink(ctx, path.Join(d.parent.path, hidden), pointer); err != nil {
-		return err
+		return false, err
 	}
-	if err := d.move(ctx, d.parent, hidden); err != nil {
-		return err
+	if moved, err = d.move(ctx, d.parent, hidden); moved {
+		d.entry = pointer
 	}
-	d.s.purge.confirm(pointer)
-	return nil
+	return moved, err
 }
 
 // archive renames the directory to the name in the archive record of this very
 // volume, which the first attempt has placed. No attempt can choose another, so
 // nothing is archived twice or over something else.
-func (d *deletion) archive(ctx context.Context, _ string) error {
-	if d.held == nil {
-		// It was archived by an attempt that got no further, or is lost.
-		return nil
-	}
+func (d *deletion) archive(ctx context.Context) (moved bool, err error) {
 	r := d.record
 	now := time.Now().UTC()
 	a := &archiveRecord{Version: recordVersion, Target: archiveName(path.Base(r.Dir), r.ID, now), Archived: now, Volume: *r}
 	data, err := encode(a)
 	if err != nil {
-		return err
+		return false, err
 	}
 	name := r.ID + "-" + strconv.FormatInt(r.Created.UnixNano(), 10) + recordSuffix
 	switch err := d.l.publish(ctx, d.l.archive, name, data); {
 	case isTaken(err):
 		data, _, err := readDocument(ctx, d.l.archive, name)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if a, err = decodeArchive(path.Join(d.l.archive.path, name), data); err != nil {
-			return err
+			return false, err
 		}
 	case err != nil:
-		return err
+		return false, err
 	}
 	// rename(2) would put it in the place of an empty directory.
 	switch _, err := d.parent.lstat(ctx, a.Target); {
 	case err == nil:
-		return fmt.Errorf("%w: its archive %q exists already, and so does the directory: another process archives it just now, or someone has brought it back; in that case move either away", nfs.ErrBusy, path.Join(d.parent.path, a.Target))
+		return false, fmt.Errorf("%w: its archive %q exists already, and so does the directory: another process archives it just now, or someone has brought it back; in that case move either away", nfs.ErrBusy, path.Join(d.parent.path, a.Target))
 	case !isAbsent(err):
-		return err
+		return false, err
 	}
-	if err := d.move(ctx, d.parent, a.Target); isNotEmpty(err) {
-		return fmt.Errorf("%w: another process archives it just now: %v", nfs.ErrBusy, err)
-	} else if err != nil {
-		return err
+	if moved, err = d.move(ctx, d.parent, a.Target); isNotEmpty(err) {
+		err = fmt.Errorf("%w: another process archives it just now: %v", nfs.ErrBusy, err)
 	}
-	return nil
+	return moved, err
 }
 
 // archiveName is "archived-<base>-<time>-<id>", with the base cut short where
@@ -287,73 +368,11 @@ func archiveName(base, id string, now time.Time) string {
 	return archivePrefix + base + tail
 }
 
-// move renames the directory and looks at what it has moved. Should that be
-// something else than look saw, it goes back.
-func (d *deletion) move(ctx context.Context, to *dir, name string) error {
-	base := path.Base(d.record.Dir)
-	err := d.parent.rename(ctx, base, to, name)
-	if isAbsent(err) {
-		// Another process deletes the same volume and was faster.
-		return nil
+// move renames the directory, unless it is gone.
+func (d *deletion) move(ctx context.Context, to *dir, name string) (moved bool, err error) {
+	if err := d.parent.rename(ctx, path.Base(d.record.Dir), to, name); err != nil {
+		return false, ignoreAbsent(err)
 	}
-	if err != nil {
-		return err
-	}
-	// From here on the context must not leave it half done.
-	ctx = context.WithoutCancel(ctx)
-	// While the directory that is held still exists, no other has its inode number.
-	ino, err := d.held.stat(ctx)
-	gone := errors.Is(err, nfs.ErrStale)
-	if err != nil && !gone {
-		return err
-	}
-	moved, err := to.lstat(ctx, name)
-	switch {
-	case isAbsent(err):
-		return nil // purged already
-	case err != nil:
-		return err
-	case !gone && moved.ino == ino:
-		return nil
-	}
-	if err := to.rename(ctx, name, d.parent, base); isAbsent(err) {
-		return nil // purged already
-	} else if err != nil {
-		return fmt.Errorf("another process has deleted the volume, and a new directory was moved to %q by mistake and cannot be moved back: do it by hand, at once: %w", path.Join(to.path, name), err)
-	}
-	// A create that missed its directory in that moment has given it up.
-	if _, err := d.s.removeEmpty(ctx, d.l, d.parent, d.record.Dir, ""); err != nil {
-		return err
-	}
-	return fmt.Errorf("%w: another process has just deleted the volume, and its directory was made anew", nfs.ErrBusy)
-}
-
-// forget ends the volume: its record goes to the trash, its claim and its empty
-// parents go. Should this end half-way, the purge does the rest (purger.finish).
-func (d *deletion) forget(ctx context.Context, stem string) error {
-	r := d.record
-	err := d.l.volumes.rename(ctx, r.ID+recordSuffix, d.l.trash, stem+recordSuffix)
-	if isAbsent(err) {
-		// The other process that deletes it was faster; then the rest is its own too.
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := d.s.release(ctx, d.l, r); err != nil {
-		return err
-	}
-	if err := d.l.volumes.sync(ctx); err != nil {
-		return err
-	}
-	d.s.purge.confirm(stem + recordSuffix)
-	return nil
-}
-
-// release gives up what a volume without a record still holds.
-func (s *Store) release(ctx context.Context, l *layout, r *record) error {
-	if err := l.unclaim(ctx, r.Dir, r.ID); err != nil {
-		return err
-	}
-	return s.removeParents(ctx, r.Dir, r.ParentsCreated)
+	d.movedTo, d.newName = to, name
+	return true, nil
 }

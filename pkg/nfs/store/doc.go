@@ -23,15 +23,18 @@
 // with its own id, and takes on the directory if it is empty still. A create that
 // was killed and is never tried again leaves its claim and, at most, an empty
 // directory; parents made by a create that was killed, or that lost a race, stay
-// when the volume goes. So do those around a volume on another file system than
-// the trash, if its delete was killed.
+// when the volume goes.
 //
-// Delete: the directory is renamed to the trash (or the archive's name), the
-// record is renamed to the trash, the claim goes. A record in the trash is what
-// remains to be done: should the claim or empty parents be left, the purge of any
-// later store removes them. Between two processes that delete one volume, the slow
-// one could move what a third has made there since; so it compares inode numbers
-// after the move, and moves back what is not the volume. For that the purge lets
-// things that another process put in the trash lie for a minute, and whoever
-// misses the directory of a recorded volume looks again for half a second.
+// Delete: the directory is renamed to the trash (or the archive's name), empty
+// parents go, the record is unlinked, and with that the volume is deleted. The
+// claim is left to the purge: the name of the entry in the trash says which it is,
+// and where no directory went there, an empty one is made to say it. A create waits
+// for a claim whose volume has no record.
+//
+// Between two processes that delete one volume, the slow one could move what a
+// third has made there since. It cannot while the record stands, since the claim
+// goes after the record; so who finds the record gone after the move brings the
+// directory back to the one that claims it now. For that the purge lets things that
+// another process put in the trash lie for a minute, and whoever misses the
+// directory of a recorded volume looks again for half a second.
 package store

@@ -32,6 +32,8 @@ type dir struct {
 	path string // relative to the share; "." is the share itself
 	hook hook
 	kept bool // held by the store beyond the operation at hand
+	// closeFile closes what readFile has opened; nil means at once.
+	closeFile func(fd int)
 }
 
 // openShare returns the directory that the root is.
@@ -313,7 +315,11 @@ func (d *dir) readFile(ctx context.Context, name string, limit int) (data []byte
 		if err != nil {
 			return err
 		}
-		defer unix.Close(n)
+		if d.closeFile != nil {
+			defer d.closeFile(n)
+		} else {
+			defer unix.Close(n)
+		}
 		var st unix.Stat_t
 		if err := unix.Fstat(n, &st); err != nil {
 			return err

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +91,9 @@ func create(t testing.TB, s *Store, spec nfs.VolumeSpec) nfs.Volume {
 func remove(t testing.TB, s *Store, id string) {
 	t.Helper()
 	if err := s.DeleteVolume(t.Context(), id, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.purge.freeAllClaims(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -235,4 +240,17 @@ func wantError(t *testing.T, err, want error, texts ...string) {
 			t.Fatalf("%q does not say %q", err, text)
 		}
 	}
+}
+
+// freeAllClaims does what the purge does before long.
+func (p *purger) freeAllClaims(ctx context.Context) error {
+	p.mu.Lock()
+	pending := slices.Collect(maps.Values(p.claims))
+	p.mu.Unlock()
+	for _, name := range pending {
+		if err := p.complete(ctx, p.s.current(), name); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -255,13 +255,15 @@ func (l *layout) claimant(ctx context.Context, dir string) (string, error) {
 // unclaim removes the claim of the directory if it is that of the volume id.
 func (l *layout) unclaim(ctx context.Context, dir, id string) error {
 	owner, err := l.claimant(ctx, dir)
+	if err == nil && owner == "" {
+		if err = l.dirs.refresh(ctx); err == nil {
+			owner, err = l.claimant(ctx, dir)
+		}
+	}
 	if err != nil || owner != id {
 		return err
 	}
-	if err := l.dirs.unlink(ctx, claimName(dir)); err != nil && !isAbsent(err) {
-		return err
-	}
-	return nil
+	return ignoreAbsent(l.dirs.unlink(ctx, claimName(dir)))
 }
 
 // walkMode says what walk does about a directory that is missing.

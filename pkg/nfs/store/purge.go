@@ -3,9 +3,8 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"path"
-	"strings"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,8 +17,7 @@ import (
 )
 
 const (
-	pointerSuffix = ".at"
-	deepPrefix    = "deep."
+	deepPrefix = "deep."
 
 	// maxDepth bounds the descriptors and the stack that a tree takes.
 	maxDepth     = 32
@@ -28,9 +26,7 @@ const (
 	lastBackoff  = 10 * time.Minute
 )
 
-// purger removes what is in the trash, in the background. An entry is a tree,
-// or, by its suffix, the record of a volume whose deletion may not be complete
-// (".json") or a pointer to a tree elsewhere on the export (".at").
+// purger removes what is in the trash, in the background.
 type purger struct {
 	s       *Store
 	limiter *rate.Limiter
@@ -42,11 +38,12 @@ type purger struct {
 
 	mu      sync.Mutex
 	entries map[string]*entry // by name in the trash
+	claims  map[string]string // claims to be freed: the names of their entries, as confirmed
 }
 
 // entry is what the purger remembers of something in the trash.
 type entry struct {
-	confirmed bool // put there by this store, and rightly
+	completed bool // its delete has left nothing to do
 	held      bool // about to be put there by this store, which will confirm it
 	failures  int
 	next      time.Time // not before
@@ -67,6 +64,7 @@ func startPurger(ctx context.Context, s *Store) *purger {
 		cancel:  cancel,
 		done:    make(chan struct{}),
 		entries: map[string]*entry{},
+		claims:  map[string]string{},
 	}
 	go p.run(ctx)
 	return p
@@ -93,8 +91,15 @@ func (p *purger) confirm(name string) {
 	if p.entries[name] == nil {
 		p.entries[name] = &entry{}
 	}
-	p.entries[name].confirmed, p.entries[name].held = true, false
-	p.entries[name].next = time.Time{}
+	p.entries[name].held = false
+	done, _ := parseTrashName(name)
+	p.claims[done.claim] = name
+	// Earlier attempts to delete the volume may have left entries that waited for this.
+	for other, e := range p.entries {
+		if t, ok := parseTrashName(other); ok && t.id == done.id && !e.held {
+			e.next = time.Time{}
+		}
+	}
 	p.mu.Unlock()
 	select {
 	case p.wake <- struct{}{}:
@@ -106,11 +111,8 @@ func (p *purger) backlog() Backlog {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b := Backlog{RemovedFiles: p.removed.Load()}
-	for name, e := range p.entries {
-		if strings.HasSuffix(name, recordSuffix) {
-			continue
-		}
-		b.Entries++
+	b.Entries = len(p.entries)
+	for _, e := range p.entries {
 		if e.failures > 0 {
 			b.Failing++
 		}
@@ -198,9 +200,10 @@ func (p *purger) pass(ctx context.Context) (next time.Time, err error) {
 	if err != nil {
 		return time.Time{}, err
 	}
+	due = slices.DeleteFunc(due, func(name string) bool { return !p.prepare(ctx, l, name) })
 	var wg sync.WaitGroup
 	for _, name := range due {
-		p.spawn(&wg, func() { p.take(ctx, l, name) })
+		p.spawn(&wg, func() { p.turn(ctx, l, name) })
 	}
 	wg.Wait()
 
@@ -252,6 +255,9 @@ func (p *purger) scan(ctx context.Context, l *layout) (due []string, err error) 
 			continue // or not yet
 		}
 		delete(p.entries, name)
+		if t, ok := parseTrashName(name); ok && p.claims[t.claim] == name {
+			delete(p.claims, t.claim)
+		}
 	}
 	return due, nil
 }
@@ -262,16 +268,14 @@ func (p *purger) firstTry(name string, now time.Time) time.Time {
 	if grace == 0 {
 		grace = defaultGrace
 	}
-	name = strings.TrimSuffix(strings.TrimSuffix(name, recordSuffix), pointerSuffix)
-	fields := strings.Split(name, ".")
-	if len(fields) < 3 || grace < 0 {
+	t, ok := parseTrashName(name)
+	if !ok || grace < 0 {
 		return now
 	}
-	since, err := time.Parse(trashTime, fields[len(fields)-2])
-	if err != nil || since.After(now) { // other clocks may be ahead
-		since = now
+	if t.since.After(now) { // other clocks may be ahead
+		t.since = now
 	}
-	return since.Add(grace)
+	return t.since.Add(grace)
 }
 
 // spawn runs f beside the caller if a slot is free, else in its place.
@@ -287,99 +291,56 @@ func (p *purger) spawn(wg *sync.WaitGroup, f func()) {
 	}
 }
 
-// take removes one entry of the trash and remembers what became of it.
-func (p *purger) take(ctx context.Context, l *layout, name string) {
-	stem, isRecord := strings.CutSuffix(name, recordSuffix)
+// prepare completes the delete of an entry, for all entries before the first is
+// removed: directories should not stay claimed as long as that may take.
+func (p *purger) prepare(ctx context.Context, l *layout, name string) (ready bool) {
 	p.mu.Lock()
 	e := p.entries[name]
-	confirmed := e != nil && e.confirmed
-	pointed := p.entries[stem+pointerSuffix] != nil
+	completed := e != nil && e.completed
 	p.mu.Unlock()
-
-	var err error
-	switch {
-	case isRecord && pointed: // follow comes to it
-	case isRecord:
-		err = p.finish(ctx, l, name, confirmed)
-	case strings.HasSuffix(name, pointerSuffix):
-		err = p.follow(ctx, l, name)
-	default:
-		err = p.remove(ctx, l.trash, name, nil, 0)
+	if completed {
+		return true
 	}
+	err := p.pace(ctx)
+	if err == nil {
+		err = p.complete(ctx, l, name)
+	}
+	if err != nil {
+		p.postpone(ctx, l, name, err)
+	}
+	return err == nil
+}
+
+// turn takes its turn at one entry of the trash.
+func (p *purger) turn(ctx context.Context, l *layout, name string) {
+	if err := p.take(ctx, l, name); err != nil {
+		p.postpone(ctx, l, name, err)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.entries, name)
+}
+
+// postpone remembers an entry that could not be removed.
+func (p *purger) postpone(ctx context.Context, l *layout, name string, err error) {
 	if ctx.Err() != nil {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err == nil {
-		delete(p.entries, name)
-		return
-	}
-	if e = p.entries[name]; e == nil {
+	e := p.entries[name]
+	if e == nil {
 		e = &entry{}
 		p.entries[name] = e
 	}
 	e.next = time.Now().Add(backoff(e.failures))
+	if errors.Is(err, nfs.ErrBusy) {
+		return
+	}
 	e.failures++
 	klog.FromContext(ctx).Info("A deleted volume cannot be removed from the disk and will be tried again",
 		"entry", path.Join(l.trash.path, name), "err", err, "next", e.next, "failures", e.failures)
-}
-
-// finish completes the deletion of a volume by its record in the trash, unless
-// the store that put it there has said that it is complete.
-func (p *purger) finish(ctx context.Context, l *layout, name string, confirmed bool) error {
-	if !confirmed {
-		data, _, err := readDocument(ctx, l.trash, name)
-		switch {
-		case isAbsent(err):
-			return nil
-		case err != nil:
-			return err
-		}
-		r, err := decodeRecord(path.Join(l.trash.path, name), data)
-		if err != nil {
-			return err
-		}
-		now, err := l.recordForSure(ctx, r.ID)
-		if err != nil {
-			return err
-		}
-		if now == nil {
-			if err := p.s.release(ctx, l, r); err != nil {
-				return err
-			}
-		}
-	}
-	return p.unlink(ctx, l.trash, name)
-}
-
-// follow removes the tree that a pointer in the trash names, and the pointer.
-func (p *purger) follow(ctx context.Context, l *layout, name string) error {
-	target, err := l.trash.readlink(ctx, name)
-	switch {
-	case isAbsent(err):
-		return nil
-	case errors.Is(err, unix.EINVAL): // no pointer, whatever its name
-		return p.remove(ctx, l.trash, name, nil, 0)
-	case err != nil:
-		return err
-	}
-	if base := path.Base(target); !strings.HasPrefix(base, hiddenPrefix) {
-		return fmt.Errorf("%w: the text of the pointer, %q, is not what this driver writes; remove the pointer by hand", nfs.ErrForeign, target)
-	}
-	parent, _, err := p.s.walk(ctx, parentOf(target), lookForSure)
-	if err == nil {
-		err = p.remove(ctx, parent, path.Base(target), nil, 0)
-		parent.close()
-	}
-	if err != nil && !isAbsent(err) {
-		return err
-	}
-	// Only now its parents may be empty.
-	if err := p.finish(ctx, l, strings.TrimSuffix(name, pointerSuffix)+recordSuffix, false); err != nil {
-		return err
-	}
-	return p.unlink(ctx, l.trash, name)
 }
 
 func (p *purger) unlink(ctx context.Context, d *dir, name string) error {

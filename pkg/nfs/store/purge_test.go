@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
 // trashEntry makes a directory in the trash, as if a store had been killed after
@@ -32,7 +34,7 @@ func trashEntry(t testing.TB, dir, name string) string {
 func TestPurgeIsResumed(t *testing.T) {
 	const files = 20000
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab")
+	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
 	for d := range 20 {
 		mustMkdir(t, fmt.Sprintf("%s/%d", p, d))
 		for f := range files / 20 {
@@ -78,7 +80,7 @@ func TestPurgeIsResumed(t *testing.T) {
 
 func TestTwoPurgers(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab")
+	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
 	for d := range 30 {
 		for f := range 50 {
 			mustWrite(t, fmt.Sprintf("%s/%d/sub/%d", p, d, f), "")
@@ -97,9 +99,9 @@ func TestTwoPurgers(t *testing.T) {
 // What another process has put in the trash a moment ago may have to go back.
 func TestPurgeLeavesGrace(t *testing.T) {
 	dir := t.TempDir()
-	young := trashEntry(t, dir, "v."+time.Now().UTC().Format(trashTime)+".0123456789ab")
-	future := trashEntry(t, dir, "v."+time.Now().Add(time.Hour).UTC().Format(trashTime)+".0123456789ab")
-	old := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab")
+	young := trashEntry(t, dir, "v."+time.Now().UTC().Format(trashTime)+".0123456789ab.claim.1.0")
+	future := trashEntry(t, dir, "v."+time.Now().Add(time.Hour).UTC().Format(trashTime)+".0123456789ab.claim.1.0")
+	old := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
 	s := openStore(t, dir, func(o *Options) { o.purgeGrace = 0 })
 	create(t, s, volumeSpec("w", "w"))
 	remove(t, s, "w")
@@ -118,23 +120,23 @@ func TestPurgeNeverFollowsLinks(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	mustWrite(t, outside+"/secret", "s")
 	mustWrite(t, dir+"/neighbour/file", "x")
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab")
+	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
 	trash := filepath.Dir(p)
 	mustSymlink(t, outside, p+"/out")
 	mustSymlink(t, outside+"/secret", p+"/file-out")
 	mustSymlink(t, "../../../neighbour", p+"/beside")
-	mustSymlink(t, outside, trash+"/w.20200101T000000Z.0123456789ab")
+	mustSymlink(t, outside, trash+"/w.20200101T000000Z.0123456789ab.claim.1.0")
 	mustSymlink(t, outside, trash+"/planted")
 	// Pointers may name nothing but what the driver hides, and nothing outside.
 	foreign := []string{"neighbour", outside, ".", "../" + filepath.Base(outside)}
 	for n, text := range foreign {
-		mustSymlink(t, text, fmt.Sprintf("%s/p%d.20200101T000000Z.0123456789ab%s", trash, n, pointerSuffix))
+		mustSymlink(t, text, fmt.Sprintf("%s/p%d.20200101T000000Z.0123456789ab.claim.1.0%s", trash, n, pointerSuffix))
 	}
 	mustMkdir(t, outside+"/"+hiddenPrefix+"x")
-	mustSymlink(t, outside+"/"+hiddenPrefix+"x", trash+"/q1.20200101T000000Z.0123456789ab.at")
-	mustSymlink(t, "../"+filepath.Base(outside)+"/"+hiddenPrefix+"x", trash+"/q2.20200101T000000Z.0123456789ab.at")
+	mustSymlink(t, outside+"/"+hiddenPrefix+"x", trash+"/q1.20200101T000000Z.0123456789ab.claim.1.0.at")
+	mustSymlink(t, "../"+filepath.Base(outside)+"/"+hiddenPrefix+"x", trash+"/q2.20200101T000000Z.0123456789ab.claim.1.0.at")
 	mustSymlink(t, outside, dir+"/link")
-	mustSymlink(t, "link/"+hiddenPrefix+"x", trash+"/q3.20200101T000000Z.0123456789ab.at")
+	mustSymlink(t, "link/"+hiddenPrefix+"x", trash+"/q3.20200101T000000Z.0123456789ab.claim.1.0.at")
 	before := tree(t, outside, nil)
 
 	s := openStore(t, dir)
@@ -157,7 +159,7 @@ func TestPurgeNeverFollowsLinks(t *testing.T) {
 // As another user than root, directories that deny everything are in the way.
 func TestPurgeOddTree(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab")
+	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
 	mustWrite(t, p+"/denied/file", "x")
 	mustWrite(t, p+"/readonly/sub/file", "x")
 	mustMkdir(t, p+"/readonly/denied-too")
@@ -209,7 +211,7 @@ func TestPurgeOddTree(t *testing.T) {
 // keep the purge from the rest.
 func TestPurgeRetries(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab")
+	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
 	mustWrite(t, p+"/stubborn", "x")
 	mustWrite(t, p+"/willing", "x")
 	var tries atomic.Int64
@@ -244,7 +246,7 @@ func TestPurgeRetries(t *testing.T) {
 
 func TestPurgeRate(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab")
+	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
 	for n := range 60 {
 		mustWrite(t, fmt.Sprintf("%s/%d", p, n), "")
 	}
@@ -259,7 +261,7 @@ func TestPurgeRate(t *testing.T) {
 
 func TestPurgeIsBounded(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab")
+	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
 	for n := range 300 {
 		mustWrite(t, fmt.Sprintf("%s/%d/%d/x", p, n%10, n), "")
 	}
@@ -291,7 +293,7 @@ func TestPurgeIsBounded(t *testing.T) {
 func TestPurgeOfAChangingTree(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	mustWrite(t, outside+"/secret", "s")
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab")
+	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
 	for n := range 200 {
 		mustWrite(t, fmt.Sprintf("%s/%d/x", p, n), "")
 	}
@@ -335,7 +337,7 @@ func TestPurgeGivesWay(t *testing.T) {
 		done <- err
 	}()
 	<-busy
-	const name, files = "v.20200101T000000Z.0123456789ab", 12
+	const name, files = "v.20200101T000000Z.0123456789ab.claim.1.0", 12
 	for n := range files {
 		mustWrite(t, filepath.Join(dir, ownDir, "trash", name, fmt.Sprint(n)), "")
 	}
@@ -353,4 +355,121 @@ func TestPurgeGivesWay(t *testing.T) {
 		t.Error(err)
 	}
 	waitPurged(t, dir)
+}
+
+func TestTrashName(t *testing.T) {
+	r := &record{ID: "pvc.1-a", Dir: "ns/data", ParentsCreated: 2, Created: time.Unix(1, 2)}
+	name := newTrashName(r)
+	for _, name := range []string{name, name + pointerSuffix} {
+		got, ok := parseTrashName(name)
+		if !ok || got.id != r.ID || got.claim != claimName(r.Dir) || got.created != r.Created.UnixNano() || got.parents != 2 || time.Since(got.since) > time.Minute {
+			t.Errorf("parse(%q) = %+v, %t", name, got, ok)
+		}
+	}
+	for _, name := range []string{
+		"", ".", "....", "v.20200101T000000Z.0123456789ab", "v.20200101T000000Z.r.c.1.-1", "v.20200101T000000Z.r.c.1.x", "v.20200101T000000Z.r.c.x.1",
+		"v.yesterday.r.c.1.0", "V.20200101T000000Z.r.c.1.0", ".20200101T000000Z.r.c.1.0",
+	} {
+		if got, ok := parseTrashName(name); ok {
+			t.Errorf("parse(%q) = %+v", name, got)
+		}
+	}
+}
+
+// A delete that was killed between its record and its claim leaves the claim to
+// the purge, which must not take that of a volume made since.
+func TestPurgeCompletesDelete(t *testing.T) {
+	trashed := func(id, dir string) string { return newTrashName(&record{ID: id, Dir: dir}) }
+	for name, tt := range map[string]struct {
+		claims  []string
+		entry   string
+		created []nfs.VolumeSpec
+		want    []string // claims that stay
+	}{
+		"its own":                         {[]string{"old"}, trashed("old", "data"), nil, nil},
+		"of a create that is at work":     {[]string{"new"}, trashed("old", "data"), nil, []string{"new"}},
+		"of a volume that was made again": {nil, trashed("old", "data"), []nfs.VolumeSpec{volumeSpec("old", "data")}, []string{"old"}},
+		"of another volume":               {nil, trashed("old", "data"), []nfs.VolumeSpec{volumeSpec("new", "data")}, []string{"new"}},
+		"of nobody":                       {nil, trashed("old", "data"), nil, nil},
+		"no id":                           {[]string{"../x"}, trashed("old", "data"), nil, []string{"../x"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := t.TempDir()
+			s := openStore(t, d)
+			create(t, s, volumeSpec("neighbour", "neighbour"))
+			for _, spec := range tt.created {
+				create(t, s, spec)
+			}
+			s.purge.stop()
+			for _, id := range tt.claims {
+				mustSymlink(t, id, filepath.Join(d, ownDir, "dirs", claimName("data")))
+			}
+			mustMkdir(t, filepath.Join(d, ownDir, "trash", tt.entry))
+			s.purge = startPurger(t.Context(), s)
+			waitPurged(t, d)
+			var got []string
+			if text, err := os.Readlink(filepath.Join(d, ownDir, "dirs", claimName("data"))); err == nil {
+				got = append(got, text)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("claims (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A delete may be killed just after it moved another volume's directory by
+// mistake. The purge must not remove that.
+func TestPurgeSparesMissingVolume(t *testing.T) {
+	d := t.TempDir()
+	s := openStore(t, d)
+	create(t, s, volumeSpec("new", "data"))
+	mustWrite(t, filepath.Join(d, "data/file"), "precious")
+	s.purge.stop()
+	entry := filepath.Join(d, ownDir, "trash", newTrashName(&record{ID: "old", Dir: "data"}))
+	if err := os.Rename(filepath.Join(d, "data"), entry); err != nil {
+		t.Fatal(err)
+	}
+	s.purge = startPurger(t.Context(), s)
+	waitFor(t, "the purge to refuse the entry", func() (bool, string) {
+		b := s.Backlog()
+		return b.Failing == 1, fmt.Sprintf("%+v", b)
+	})
+	if data, err := os.ReadFile(filepath.Join(entry, "file")); err != nil || string(data) != "precious" {
+		t.Errorf("the entry holds %q, %v", data, err)
+	}
+}
+
+// What a delete has moved stays in the trash until its record has gone: whoever
+// finds that it should not have been deleted can bring it back so far.
+func TestPurgeWaitsForRecord(t *testing.T) {
+	d := t.TempDir()
+	s := openStore(t, d)
+	create(t, s, volumeSpec("v", "data"))
+	mustWrite(t, filepath.Join(d, "data/file"), "x")
+	r, err := s.current().record(t.Context(), "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := filepath.Join(d, ownDir, "trash", newTrashName(r))
+	s.purge.stop()
+	if err := os.Rename(filepath.Join(d, "data"), entry); err != nil {
+		t.Fatal(err)
+	}
+	s.purge = startPurger(t.Context(), s)
+	waitFor(t, "the purge to see the entry", func() (bool, string) {
+		b := s.Backlog()
+		return b.Entries == 1 && b.Failing == 0, fmt.Sprintf("%+v", b)
+	})
+	create(t, s, volumeSpec("other", "other"))
+	remove(t, s, "other")
+	waitFor(t, "the purge to remove another", func() (bool, string) {
+		b := s.Backlog()
+		return b.Entries == 1 && b.RemovedFiles > 0, fmt.Sprintf("%+v", b)
+	})
+	if !exists(entry + "/file") {
+		t.Error("the purge did not wait for the record")
+	}
+	remove(t, s, "v")
+	waitPurged(t, d)
 }
