@@ -59,7 +59,9 @@ func NewServer(c Config) *Server {
 	}
 	// Fixed windows: to size them, gRPC would send pings along with every call.
 	const window = 1 << 20
-	s.grpc = grpc.NewServer(grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window), grpc.ChainUnaryInterceptor(
+	// Goroutines that stay spare a call the making of one, and of its stack.
+	const streamWorkers = 4
+	s.grpc = grpc.NewServer(grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window), grpc.NumStreamWorkers(streamWorkers), grpc.ChainUnaryInterceptor(
 		s.metrics.UnaryServerInterceptor(),
 		logCalls(c.Logger),
 		mapErrors,

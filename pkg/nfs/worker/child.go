@@ -45,6 +45,8 @@ func Main(ctx context.Context, fd int, b Backends) error {
 		grpc.InitialConnWindowSize(window),
 		grpc.ReadBufferSize(8<<10),
 		grpc.WriteBufferSize(8<<10),
+		// Goroutines that stay spare a call the making of one, and of its stack.
+		grpc.NumStreamWorkers(streamWorkers),
 	)
 	workerpb.RegisterStoreServer(server, &storeServer{openStore: b.OpenStore})
 	workerpb.RegisterMounterServer(server, &mountServer{mounter: b.Mounter})
@@ -61,6 +63,10 @@ func Main(ctx context.Context, fd int, b Backends) error {
 		return context.Cause(ctx)
 	}
 }
+
+// streamWorkers is how many calls the goroutines that stay serve at once; more
+// calls get goroutines of their own.
+const streamWorkers = 4
 
 // listener gives out one connection and then waits for that to be closed.
 type listener struct {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -40,10 +41,11 @@ type process struct {
 }
 
 // Self is the command that runs this executable's worker subcommand, with a
-// runtime tuned to be small: a worker holds little and mostly waits.
+// runtime tuned to be small: a worker holds little and mostly waits. It needs one
+// processor at a time, and does not wake threads for a second.
 func Self() *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", "worker") //nolint:noctx // its life is the pool's to manage, not one context's
-	cmd.Env = []string{"GOMEMLIMIT=16MiB", "GOGC=50", "GOMAXPROCS=2"}
+	cmd.Env = []string{"GOMEMLIMIT=16MiB", "GOGC=50", "GOMAXPROCS=1"}
 	return cmd
 }
 
@@ -72,12 +74,30 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	// A group of its own keeps a Ctrl-C in a terminal from ending workers
 	// before the driver has drained.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	if err := startDrowsy(cmd); err != nil {
 		_ = conn.Close()
 		_ = socket.Close()
 		return nil, fmt.Errorf("start of a worker: %w", err)
 	}
 	return &process{cmd: cmd, conn: conn, socket: socket, exited: make(chan struct{})}, nil
+}
+
+// timerSlack is by how much the sleeps of a worker may be late. Go's runtime has a
+// thread that looks every 20 microseconds, while anything runs, for system calls
+// that take long. In a worker all calls take long, and the looking took more of
+// the processor than the work.
+const timerSlack = time.Millisecond
+
+// startDrowsy starts the command with timerSlack, which a process has from the
+// thread that forks it and keeps over execve(2) (see PR_SET_TIMERSLACK).
+func startDrowsy(cmd *exec.Cmd) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack.Nanoseconds()), 0, 0, 0); err == nil {
+		// Zero is the thread's own default.
+		defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }()
+	}
+	return cmd.Start()
 }
 
 // connect returns a client on the one socket. It never reconnects: a worker
