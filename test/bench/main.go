@@ -26,7 +26,7 @@ const (
 	inguest = "github.com/nfs-csi/nfs-csi-driver/test/bench/inguest"
 	// filled directories of files each are made on the server, to become the
 	// content of volumes.
-	filled, files = 3, 100_000
+	filled, files = 7, 100_000
 )
 
 func main() { testbed.Main("bench", budget, run) }
@@ -71,7 +71,7 @@ func fill(ctx context.Context, server *lab.Server) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range filled {
 		group.Go(func() error {
-			script := fmt.Sprintf("mkdir %[1]s/filled-%[2]d && cd %[1]s/filled-%[2]d && seq %[3]d | xargs touch", share, i, files)
+			script := fmt.Sprintf("mkdir -p %[1]s/filled/%[2]d && cd %[1]s/filled/%[2]d && seq %[3]d | xargs touch", share, i, files)
 			_, err := server.Output(ctx, "sh", "-c", script)
 			return err
 		})

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -245,7 +246,7 @@ func (b *bench) full(ctx context.Context, bare float64) error {
 		if err := b.controller.create(ctx, name); err != nil {
 			return err
 		}
-		from := filepath.Join(bareDir, fmt.Sprintf("filled-%d", i))
+		from := filepath.Join(bareDir, "filled", strconv.Itoa(i))
 		if err := os.Rename(from, filepath.Join(bareDir, name, "files")); err != nil {
 			return err
 		}

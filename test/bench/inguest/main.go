@@ -21,7 +21,7 @@ func main() {
 	flag.StringVar(&b.server, "server", "", "IPv4 address of the NFS server")
 	flag.StringVar(&b.share, "share", "", "exported path")
 	flag.StringVar(&b.client, "client", "", "IPv4 address of this guest")
-	flag.IntVar(&b.filled, "filled", 0, "number of directories filled-<n> on the share, full of files, that become volumes")
+	flag.IntVar(&b.filled, "filled", 0, "number of directories filled/<n> on the share, full of files, that become volumes")
 	flag.StringVar(&out, "out", "", "file for the report")
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
