@@ -267,3 +267,27 @@ func exists(e nfs.Export, name string) bool {
 	_, err := os.Stat(filepath.Join(e.Share, name))
 	return err == nil
 }
+
+// A worker sleeps as late as it may, and this process as it did before.
+func TestStartDrowsy(t *testing.T) {
+	const file = "/proc/self/timerslack_ns"
+	slack := func(start func(*exec.Cmd) error) string {
+		var out strings.Builder
+		cmd := exec.CommandContext(t.Context(), "cat", file)
+		cmd.Stdout = &out
+		if err := start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(out.String())
+	}
+	before := slack((*exec.Cmd).Start)
+	if got, want := slack(startDrowsy), fmt.Sprint(timerSlack.Nanoseconds()); got != want {
+		t.Errorf("the slack is %s ns, want %s", got, want)
+	}
+	if after := slack((*exec.Cmd).Start); after != before {
+		t.Errorf("the slack of other children is %s ns, and was %s", after, before)
+	}
+}
