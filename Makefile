@@ -121,6 +121,23 @@ acceptance: | out ## Run the tests that need real NFS: bad input and dead server
 		-- -p 1 -count=1 -timeout 20m $(LAB_TESTS) | tee out/acceptance.log
 	@tail -n 1 out/acceptance.log > out/acceptance.summary
 
+# IMAGE has the name that the chart knows. tee must outlive Ctrl-C, or what the tests
+# say while they take the cluster down ends them.
+.PHONY: e2e
+e2e: | out ## Test the chart and the driver on a real cluster (RUN=TestName for one case); results in out/e2e.xml
+	@echo "The programs of the cluster are built once for each version of them, into your cache: 20 to 40 minutes on two cores, the first time."
+	@go build -buildvcs=false -o bin/cluster ./test/cluster/cmd/cluster
+	@bin/cluster build
+	@$(MAKE) --no-print-directory image VERSION=$(VERSION) IMAGE=nfs-csi/nfs-csi-driver:$(VERSION)
+	@status=0; E2E=1 IMAGE_TAG=$(VERSION) $(TOOL) gotestsum --format standard-verbose \
+		--junitfile out/e2e.xml -- -count=1 -timeout 40m $(if $(RUN),-run '$(RUN)') ./test/e2e \
+		| tee -i out/e2e.log || status=$$?; \
+		tail -n 1 out/e2e.log > out/e2e.summary; exit $$status
+
+.PHONY: ci
+ci: ## Run everything that CI runs: make test, then make e2e, with one closing summary
+	@MAKE="$(MAKE)" hack/steps $(TEST_STEPS) e2e
+
 .PHONY: bench
 bench: | out ## Measure the driver against bare NFS operations; results in out/bench.json
 	@go run ./test/bench
@@ -151,7 +168,7 @@ clean: ## Remove bin/ and out/
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 out:
 	@mkdir -p out

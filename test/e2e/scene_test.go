@@ -47,6 +47,9 @@ func newScene(t *testing.T, name string) *scene {
 
 func (s *scene) close() {
 	ctx := s.ctx
+	if shared.ctx.Err() != nil {
+		return // the cluster goes as it is
+	}
 	for _, args := range [][]string{
 		{"delete", "deployment,statefulset,pod,pvc", "--all", "-n", s.name, "--wait", "--timeout=60s"},
 		{"delete", "namespace", s.name, "--ignore-not-found", "--wait=false"},
