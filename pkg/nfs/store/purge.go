@@ -35,6 +35,7 @@ type purger struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	removed atomic.Uint64
+	read    atomic.Bool // the last pass could read the trash
 
 	mu      sync.Mutex
 	entries map[string]*entry // by name in the trash
@@ -110,7 +111,7 @@ func (p *purger) confirm(name string) {
 func (p *purger) backlog() Backlog {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	b := Backlog{RemovedFiles: p.removed.Load()}
+	b := Backlog{RemovedFiles: p.removed.Load(), Settled: p.read.Load() && len(p.entries) == 0}
 	b.Entries = len(p.entries)
 	for _, e := range p.entries {
 		if e.failures > 0 {
@@ -139,6 +140,7 @@ func (p *purger) run(ctx context.Context) {
 		default:
 			failures = 0
 		}
+		p.read.Store(err == nil)
 		// A delete wakes it, and another may follow at once.
 		if !p.sleep(ctx, next) || p.yield(ctx) != nil {
 			return

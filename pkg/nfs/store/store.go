@@ -68,6 +68,8 @@ type Backlog struct {
 	// Failing is how many of them could not be removed so far and are tried
 	// again from time to time.
 	Failing int
+	// Settled is set when the trash has been read and nothing in it waits.
+	Settled bool
 	// RemovedFiles counts the files and directories unlinked since the store opened.
 	RemovedFiles uint64
 	// SkippedRecords counts the times that ListVolumes left out a record that

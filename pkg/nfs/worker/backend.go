@@ -48,6 +48,9 @@ type Status struct {
 	// TrashBacklog is the number of deleted volumes that wait to be unlinked,
 	// and TrashFailing how many of them could not be so far.
 	TrashBacklog, TrashFailing int64
+	// TrashSettled is set when the store has read its trash and nothing in it
+	// is left to do.
+	TrashSettled bool
 	// Purged is the number of files and directories unlinked since the store was opened.
 	Purged int64
 	// SkippedRecords counts the records that listings left out as unreadable.
@@ -55,6 +58,10 @@ type Status struct {
 	// Quota is set where a volume cannot grow beyond its capacity.
 	Quota bool
 }
+
+// workWaits reports whether the worker has something to do without a caller, or
+// does not know yet.
+func (s Status) workWaits() bool { return s.TrashBacklog > 0 || !s.TrashSettled }
 
 // Mounter is the part of driver.Mounter that may wait for a server.
 type Mounter interface {
@@ -220,6 +227,7 @@ func statusToPB(s Status) *workerpb.StatusResponse {
 	return &workerpb.StatusResponse{
 		TrashBacklog:   s.TrashBacklog,
 		TrashFailing:   s.TrashFailing,
+		TrashSettled:   s.TrashSettled,
 		Purged:         s.Purged,
 		SkippedRecords: s.SkippedRecords,
 		Quota:          s.Quota,
@@ -230,6 +238,7 @@ func statusFromPB(s *workerpb.StatusResponse) Status {
 	return Status{
 		TrashBacklog:   s.GetTrashBacklog(),
 		TrashFailing:   s.GetTrashFailing(),
+		TrashSettled:   s.GetTrashSettled(),
 		Purged:         s.GetPurged(),
 		SkippedRecords: s.GetSkippedRecords(),
 		Quota:          s.GetQuota(),

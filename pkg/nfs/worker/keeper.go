@@ -38,15 +38,22 @@ type keeper struct {
 	lastErr  error
 	trial    bool
 	// wanted is set while work waits in the trash, or may wait there, for which
-	// a worker is started without a caller.
-	wanted bool
-	// known keepers stay when idle: their exports are configured, or were opened.
-	known    bool
-	counters counters
+	// a worker is started without a caller: not before lookAt, which lookFailures
+	// put off.
+	wanted       bool
+	lookAt       time.Time
+	lookFailures int
+	// known is set when the export is configured or was opened for a caller;
+	// class and volume while the cluster's objects name it. With any of them the
+	// keeper stays when idle. opened is set once a worker was started.
+	known, class, volume, opened bool
+	counters                     counters
 }
 
 // startup is the start of a worker, shared by all who wait for it.
 type startup struct {
+	// look is set when the first of them was no caller.
+	look    bool
 	done    chan struct{}
 	process *process
 	err     error
@@ -58,6 +65,8 @@ type request[T any] struct {
 	rpc    func(context.Context, *process) (T, error)
 	// proves is set when an answer shows that the server answers.
 	proves bool
+	// look is set when nobody asked for it, so that it does not count as a use.
+	look bool
 	// after, if set, is called when the call is really over, which may be long
 	// after its caller has gone.
 	after func()
@@ -130,7 +139,10 @@ func (k *keeper) admit() (trial bool, err error) {
 // perform is what remains of call once it was admitted.
 func perform[T any](ctx context.Context, k *keeper, trial bool, r request[T]) (T, error) {
 	var zero T
-	p, err := k.acquire(ctx, r.method)
+	p, err := k.acquire(ctx, r.method, r.look)
+	if !r.look {
+		defer k.used()
+	}
 	if err == nil && ctx.Err() != nil {
 		// Nobody waits for it any more, and it has not begun.
 		k.release(p, trial, false, nil)
@@ -156,8 +168,11 @@ func perform[T any](ctx context.Context, k *keeper, trial bool, r request[T]) (T
 }
 
 // acquire returns the running worker with one more call in flight on it.
-func (k *keeper) acquire(ctx context.Context, method string) (*process, error) {
+func (k *keeper) acquire(ctx context.Context, method string, look bool) (*process, error) {
 	k.mu.Lock()
+	if !look {
+		k.lastUse = time.Now()
+	}
 	if p := k.current; p != nil {
 		defer k.mu.Unlock()
 		if !p.alive() {
@@ -169,7 +184,7 @@ func (k *keeper) acquire(ctx context.Context, method string) (*process, error) {
 	}
 	s := k.starting
 	if s == nil {
-		s = &startup{done: make(chan struct{})}
+		s = &startup{look: look, done: make(chan struct{})}
 		if !k.pool.run(func() { k.start(s) }) {
 			k.mu.Unlock()
 			return nil, fmt.Errorf("%w: %s: %w", nfs.ErrUnavailable, k.name, errClosed)
@@ -217,9 +232,11 @@ func (k *keeper) start(s *startup) {
 	if err == nil {
 		k.counters.starts++
 		k.counters.begin(status)
-		k.wanted = status.TrashBacklog > 0
-		k.known = k.known || k.open != nil
-		k.current, k.lastUse = p, time.Now()
+		k.wanted = k.status != nil && status.workWaits()
+		k.opened, k.current = true, p
+		if !s.look {
+			k.lastUse = time.Now()
+		}
 		s.process = p
 	} else {
 		s.err = err
@@ -270,7 +287,6 @@ func (k *keeper) release(p *process, trial, proven bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	p.inflight--
-	k.lastUse = time.Now()
 	if trial {
 		k.trial = false
 		switch {
@@ -303,9 +319,13 @@ func (k *keeper) drop(p *process, why error) {
 	p.kill(why)
 }
 
-func (k *keeper) running() bool {
+// used takes note that a caller has used the keeper, and reports whether its
+// worker runs.
+func (k *keeper) used() (running bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.lastUse = time.Now()
+	k.known = k.known || k.open != nil && k.opened
 	return k.current != nil && k.current.alive()
 }
 
@@ -353,68 +373,4 @@ func (k *keeper) backOffLocked(why error) {
 	k.failures++
 	k.retryAt = time.Now().Add(pause)
 	k.lastErr = why
-}
-
-// tend looks after the worker while nobody calls: it reads its status, stops it
-// when idle, starts it when work waits in the trash. It ends with the pool, or
-// when the keeper is of no more use.
-func (k *keeper) tend() {
-	ticker := time.NewTicker(min(k.pool.options.StatusInterval, k.pool.options.IdleTimeout))
-	defer ticker.Stop()
-	for {
-		k.look()
-		select {
-		case <-ticker.C:
-		case <-k.pool.ctx.Done():
-			return
-		}
-		if k.idle() && k.pool.forget(k) {
-			return
-		}
-	}
-}
-
-// look updates the status of a running or wanted worker.
-func (k *keeper) look() {
-	k.mu.Lock()
-	if p := k.current; p != nil && !p.alive() {
-		k.loseLocked(p, p.why())
-	}
-	needed := k.status != nil && (k.current != nil || k.wanted)
-	lastUse := k.lastUse
-	k.mu.Unlock()
-	if !needed {
-		return
-	}
-	k.pool.hold(k)
-	status, err := call(k.pool.ctx, k, request[Status]{method: "Status", rpc: k.status})
-	if err != nil {
-		return
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.counters.status = status
-	k.wanted = status.TrashBacklog > 0
-	if !lastUse.IsZero() {
-		k.lastUse = lastUse
-	}
-}
-
-// idle stops a worker that nobody has used for the idle time, and reports
-// whether the keeper itself can go.
-func (k *keeper) idle() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.wanted || k.starting != nil || time.Since(k.lastUse) < k.pool.options.IdleTimeout {
-		return false
-	}
-	if p := k.current; p != nil {
-		if p.inflight > 0 {
-			return false
-		}
-		k.current = nil
-		k.pool.retire(p, errors.New("its worker was idle and has been stopped"))
-		klog.FromContext(k.pool.ctx).V(2).Info("Idle worker stopped", "kind", k.pool.kind, "export", k.name)
-	}
-	return !k.known && time.Now().After(k.retryAt)
 }

@@ -321,7 +321,7 @@ func TestCrashWithoutCall(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitFor(t, "the crash is noticed", func() bool { return countersOf(pool, e).crashes == 1 }, func() string { return "" })
-	if k.running() {
+	if k.used() {
 		t.Error("the keeper believes that its worker runs")
 	}
 }

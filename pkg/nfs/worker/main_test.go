@@ -263,9 +263,10 @@ func (fakeStore) Usage(context.Context) (nfs.Usage, error) {
 
 // Status has the numbers in the file "status".
 func (s fakeStore) Status() Status {
-	var status Status
+	status := Status{TrashSettled: true}
 	if text, err := os.ReadFile(filepath.Join(s.dir, "status")); err == nil {
 		_, _ = fmt.Sscan(string(text), &status.TrashBacklog, &status.Purged)
+		status.TrashSettled = status.TrashBacklog == 0
 	}
 	return status
 }

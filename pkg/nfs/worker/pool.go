@@ -32,6 +32,8 @@ type pool struct {
 
 	// spareTaken has an element when there is no spare.
 	spareTaken chan struct{}
+	// looks has an element for each keeper that looks at an export nobody uses.
+	looks chan struct{}
 }
 
 func newPool(ctx context.Context, kind string, options Options) *pool {
@@ -45,6 +47,7 @@ func newPool(ctx context.Context, kind string, options Options) *pool {
 		processes: map[*process]struct{}{},
 
 		spareTaken: make(chan struct{}, 1),
+		looks:      make(chan struct{}, looksAtOnce),
 	}
 	if options.Spare {
 		p.run(p.keepSpare)

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/worker/workerpb"
@@ -28,9 +29,48 @@ func NewStorePool(ctx context.Context, options StoreOptions) (*StorePool, error)
 	}
 	p := &StorePool{pool: newPool(ctx, kindStore, options.Options), options: options}
 	for _, export := range options.Exports {
-		p.release(p.keeper(export, true))
+		k := p.keeper(export, true)
+		k.mu.Lock()
+		// It stays mounted for the first caller.
+		k.known, k.lastUse = true, time.Now()
+		k.mu.Unlock()
+		p.release(k)
 	}
 	return p, nil
+}
+
+// KnowClassExports replaces the exports that StorageClasses name. What waits in
+// the trash of a new one is purged without anybody asking. It is listed from
+// then on that it could be opened, so that a class with a mistake in it does not
+// fail every listing.
+func (p *StorePool) KnowClassExports(exports []nfs.Export) {
+	p.know(exports, func(k *keeper) *bool { return &k.class })
+}
+
+// KnowVolumeExports replaces the exports that existing volumes are on. They are
+// purged as those of KnowClassExports are, and listed in any case.
+func (p *StorePool) KnowVolumeExports(exports []nfs.Export) {
+	p.know(exports, func(k *keeper) *bool { return &k.volume })
+}
+
+func (p *StorePool) know(exports []nfs.Export, mark func(*keeper) *bool) {
+	keys := map[string]bool{}
+	for _, export := range exports {
+		keys[export.Key()] = true
+		k := p.keeper(export, true)
+		k.mu.Lock()
+		*mark(k) = true
+		k.wanted = k.wanted || !k.opened
+		k.mu.Unlock()
+		p.release(k)
+	}
+	for _, k := range p.all() {
+		if !keys[k.key] {
+			k.mu.Lock()
+			*mark(k) = false
+			k.mu.Unlock()
+		}
+	}
 }
 
 // Open returns the store of the export; its worker is started if need be.
@@ -41,7 +81,7 @@ func NewStorePool(ctx context.Context, options StoreOptions) (*StorePool, error)
 func (p *StorePool) Open(ctx context.Context, export nfs.Export) (*Store, error) {
 	store := &Store{pool: p, export: export}
 	k := p.keeper(export, false)
-	if k.running() {
+	if k.used() {
 		p.release(k)
 		return store, nil
 	}
@@ -55,13 +95,14 @@ func (p *StorePool) Open(ctx context.Context, export nfs.Export) (*Store, error)
 	return store, nil
 }
 
-// Exports returns the exports configured and those opened since the start, in
-// the order of their keys.
+// Exports returns the exports configured, those opened for a caller since the
+// start, and those that KnowVolumeExports and KnowClassExports tell of, in the
+// order of their keys.
 func (p *StorePool) Exports() []nfs.Export {
 	var exports []nfs.Export
 	for _, k := range p.all() {
 		k.mu.Lock()
-		if k.known {
+		if k.known || k.volume || k.class && k.opened {
 			exports = append(exports, k.export)
 		}
 		k.mu.Unlock()
@@ -69,16 +110,15 @@ func (p *StorePool) Exports() []nfs.Export {
 	return exports
 }
 
-// keeper returns the keeper of the export, held.
-func (p *StorePool) keeper(export nfs.Export, configured bool) *keeper {
+// keeper returns the keeper of the export, held. A new one opens the export by
+// itself when that is wanted: only a look shows whether work waits there.
+func (p *StorePool) keeper(export nfs.Export, wanted bool) *keeper {
 	return p.use(export.Key(), func() *keeper {
 		return &keeper{
 			name:   export.String(),
 			label:  strings.TrimSpace(export.Key()),
 			export: export,
-			known:  configured,
-			// Only a look shows whether work waits on a configured export.
-			wanted: configured,
+			wanted: wanted,
 			open: func(ctx context.Context, process *process) (Status, error) {
 				s, err := workerpb.NewStoreClient(process.conn).Open(ctx, &workerpb.OpenRequest{
 					Export:           exportToPB(export),

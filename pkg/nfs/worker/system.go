@@ -41,6 +41,7 @@ func (s *exportStore) Status() Status {
 	return Status{
 		TrashBacklog:   int64(b.Entries),
 		TrashFailing:   int64(b.Failing),
+		TrashSettled:   b.Settled,
 		Purged:         int64(b.RemovedFiles),
 		SkippedRecords: int64(b.SkippedRecords),
 		Quota:          s.Features().Quota,

@@ -815,6 +815,7 @@ type StatusResponse struct {
 	Purged         int64                  `protobuf:"varint,3,opt,name=purged,proto3" json:"purged,omitempty"`
 	SkippedRecords int64                  `protobuf:"varint,4,opt,name=skipped_records,json=skippedRecords,proto3" json:"skipped_records,omitempty"`
 	Quota          bool                   `protobuf:"varint,5,opt,name=quota,proto3" json:"quota,omitempty"`
+	TrashSettled   bool                   `protobuf:"varint,6,opt,name=trash_settled,json=trashSettled,proto3" json:"trash_settled,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -880,6 +881,13 @@ func (x *StatusResponse) GetSkippedRecords() int64 {
 func (x *StatusResponse) GetQuota() bool {
 	if x != nil {
 		return x.Quota
+	}
+	return false
+}
+
+func (x *StatusResponse) GetTrashSettled() bool {
+	if x != nil {
+		return x.TrashSettled
 	}
 	return false
 }
@@ -1127,13 +1135,14 @@ const file_worker_proto_rawDesc = "" +
 	"\ftotal_inodes\x18\x04 \x01(\x03R\vtotalInodes\x12)\n" +
 	"\x10available_inodes\x18\x05 \x01(\x03R\x0favailableInodes\x12\x1f\n" +
 	"\vused_inodes\x18\x06 \x01(\x03R\n" +
-	"usedInodes\"\xb1\x01\n" +
+	"usedInodes\"\xd6\x01\n" +
 	"\x0eStatusResponse\x12#\n" +
 	"\rtrash_backlog\x18\x01 \x01(\x03R\ftrashBacklog\x12#\n" +
 	"\rtrash_failing\x18\x02 \x01(\x03R\ftrashFailing\x12\x16\n" +
 	"\x06purged\x18\x03 \x01(\x03R\x06purged\x12'\n" +
 	"\x0fskipped_records\x18\x04 \x01(\x03R\x0eskippedRecords\x12\x14\n" +
-	"\x05quota\x18\x05 \x01(\bR\x05quota\"\x84\x01\n" +
+	"\x05quota\x18\x05 \x01(\bR\x05quota\x12#\n" +
+	"\rtrash_settled\x18\x06 \x01(\bR\ftrashSettled\"\x84\x01\n" +
 	"\fMountRequest\x12-\n" +
 	"\x06export\x18\x01 \x01(\v2\x15.nfscsi.worker.ExportR\x06export\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x16\n" +
