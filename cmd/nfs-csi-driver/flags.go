@@ -37,21 +37,22 @@ func newGroup(title string) group {
 
 // commonGroups are the flags of both controller and node.
 func (s *settings) commonGroups() []group {
-	serving, workers, logging := newGroup("Serving"), newGroup("NFS"), newGroup("Logging")
+	serving, workers, cluster, logging := newGroup("Serving"), newGroup("NFS"), newGroup("Kubernetes"), newGroup("Logging")
 	serving.flags.StringVar(&s.Endpoint, "endpoint", "unix:///csi/csi.sock", "`socket` for the CSI services: unix:///path")
 	serving.flags.StringVar(&s.DriverName, "driver-name", driver.DefaultName, "CSI `name` of the driver, as StorageClasses name it")
 	serving.flags.StringVar(&s.HTTPEndpoint, "http-endpoint", "", "`host:port` for /healthz, /readyz and /metrics, such as :8080; empty for none")
 	workers.flags.DurationVar(&s.OperationTimeout, "operation-timeout", 30*time.Second, "how long a server may take for one operation before the caller gets an error")
 	workers.flags.DurationVar(&s.WorkerIdleTimeout, "worker-idle-timeout", 10*time.Minute, "how long a worker process without work is kept")
+	cluster.flags.StringVar(&s.Kubeconfig, "kubeconfig", "", "`file` that names the cluster (default the cluster that this process is a pod of, if it is)")
 	logging.flags.IntVarP(&s.verbosity, "v", "v", 2, "log `level`: 0 failures, 2 changes, 4 every call, 5 debugging")
 	logging.flags.StringVar(&s.logFormat, "log-format", "text", "`format` of the log: text or json")
-	return []group{serving, workers, logging}
+	return []group{serving, workers, cluster, logging}
 }
 
 func (s *settings) controllerGroup() group {
 	g := newGroup("Controller")
 	g.flags.StringVar(&s.Controller.InstanceID, "instance-id", "", "`id` of this installation, for clusters that share an export (default the driver's name)")
-	g.flags.StringArrayVar(&s.Controller.Exports, "export", nil, "`export` to know from the start, \"server:/share [option,option]\"; repeatable, in the environment one per line")
+	g.flags.StringArrayVar(&s.Controller.Exports, "export", nil, "`export` to know from the start, \"server:/share [option,option]\", besides those that the cluster names; repeatable, in the environment one per line")
 	g.flags.IntVar(&s.Controller.PurgeRate, "purge-rate", 2000, "deleted `files` to unlink per second on one export; 0 for no limit")
 	g.flags.IntVar(&s.Controller.PurgeConcurrency, "purge-concurrency", 4, "deleted `files` of one export to unlink at once")
 	return g
@@ -62,6 +63,7 @@ func (s *settings) nodeGroup() group {
 	g.flags.StringVar(&s.Node.NodeID, "node-id", "", "`name` of this Kubernetes node")
 	g.flags.StringVar(&s.Node.KubeletRegistrationDir, "kubelet-registration-dir", "", "`directory` where the kubelet looks for plugins (its plugins_registry); empty for no registration")
 	g.flags.StringVar(&s.Node.KubeletCSISocket, "kubelet-csi-socket", "", "`path` of the CSI socket as the kubelet sees it (default that of --endpoint)")
+	g.flags.StringVar(&s.Node.StartupTaint, "startup-taint", "", "`key` of the taint to remove from the node once the kubelet has registered the driver; empty for none")
 	return g
 }
 

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/driver"
 )
@@ -67,6 +71,9 @@ func TestCommandLine(t *testing.T) {
 		{"bad log format", "node --node-id=n --log-format=xml", nil, 2, `--log-format "xml"`},
 		{"bad verbosity", "node --node-id=n -v=99", nil, 2, `--v "99"`},
 		{"endpoint that cannot be", "node --node-id=n --endpoint=unix:///nonexistent/csi.sock", nil, 1, "/nonexistent/csi.sock"},
+		{"taint without registration", "node --node-id=n --startup-taint=a", nil, 2, "--startup-taint needs --kubelet-registration-dir"},
+		{"taint without a cluster", "node --node-id=n --startup-taint=a --kubelet-registration-dir=/x", nil, 2, "--startup-taint: not in a Kubernetes cluster; set --kubeconfig"},
+		{"no such kubeconfig", "controller", map[string]string{"NFS_CSI_KUBECONFIG": "/nonexistent"}, 2, "--kubeconfig /nonexistent: "},
 		{"help", "--help", nil, 0, "controller  "},
 		{"help of node", "node --help", nil, 0, "$NODE_ID, $KUBE_NODE_NAME]"},
 		{"help of controller", "controller --help", nil, 0, "nfs-csi-driver controller --export="},
@@ -74,6 +81,7 @@ func TestCommandLine(t *testing.T) {
 		{"bad version output", "version -o yaml", nil, 2, `--output "yaml"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Setenv("KUBERNETES_SERVICE_HOST", "")
 			for k, v := range tt.env {
 				t.Setenv(k, v)
 			}
@@ -145,10 +153,11 @@ func TestRun(t *testing.T) {
 		t.Run(role, func(t *testing.T) {
 			dir := t.TempDir()
 			socket := filepath.Join(dir, "csi.sock")
-			args := []string{role, "--endpoint=unix://" + socket, "--http-endpoint=127.0.0.1:0", "--log-format=json", "-v=5"}
+			asked, kubeconfig := apiServer(t)
+			args := []string{role, "--endpoint=unix://" + socket, "--http-endpoint=127.0.0.1:0", "--log-format=json", "-v=5", "--kubeconfig=" + kubeconfig}
 			if role == "node" {
 				t.Setenv("NODE_ID", "n")
-				args = append(args, "--kubelet-registration-dir="+dir)
+				args = append(args, "--kubelet-registration-dir="+dir, "--startup-taint=a")
 			}
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
@@ -179,11 +188,15 @@ func TestRun(t *testing.T) {
 				if _, err := os.Lstat(filepath.Join(dir, driver.DefaultName+"-reg.sock")); err != nil {
 					t.Errorf("no registration: %v", err)
 				}
+				register(t, filepath.Join(dir, driver.DefaultName+"-reg.sock"))
+				waitFor(t, asked, "/api/v1/nodes/n")
 			} else {
 				list, err := csi.NewControllerClient(conn).ListVolumes(wait, &csi.ListVolumesRequest{})
 				if err != nil || len(list.GetEntries()) > 0 {
 					t.Errorf("ListVolumes: %v, %v", list, err)
 				}
+				waitFor(t, asked, "/apis/storage.k8s.io/v1/storageclasses")
+				waitFor(t, asked, "/api/v1/persistentvolumes")
 			}
 
 			stop()
@@ -205,5 +218,54 @@ func TestRun(t *testing.T) {
 				t.Errorf("sockets left: %v, %v", left, err)
 			}
 		})
+	}
+}
+
+// apiServer is one that refuses everything, which must not keep the driver from
+// its work. asked reports whether a path was asked for.
+func apiServer(t *testing.T) (asked func(path string) bool, kubeconfig string) {
+	t.Helper()
+	var paths sync.Map
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		paths.Store(r.URL.Path, nil)
+		w.WriteHeader(http.StatusForbidden)
+	}))
+	t.Cleanup(server.Close)
+	kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf("current-context: c\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n"+
+		"clusters: [{name: c, cluster: {server: %q}}]\nusers: [{name: u, user: {token: x}}]\n", server.URL)
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return func(path string) bool { _, ok := paths.Load(path); return ok }, kubeconfig
+}
+
+func waitFor(t *testing.T, asked func(string) bool, path string) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for !asked(path) {
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			t.Fatalf("the API server was not asked for %s within 20 s", path)
+		}
+	}
+}
+
+// register tells the driver what the kubelet does once it has registered it.
+func register(t *testing.T, socket string) {
+	t.Helper()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, err = registerapi.NewRegistrationClient(conn).NotifyRegistrationStatus(ctx, &registerapi.RegistrationStatus{PluginRegistered: true}, grpc.WaitForReady(true))
+	if err != nil {
+		t.Fatal(err)
 	}
 }

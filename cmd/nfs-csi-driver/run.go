@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/driver"
+	"github.com/nfs-csi/nfs-csi-driver/pkg/kube"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/mount"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/worker"
@@ -116,6 +117,10 @@ func (s *settings) runController(ctx context.Context) error {
 	if err != nil {
 		return usageError{err}
 	}
+	cluster, noCluster := kube.New(s.Kubeconfig)
+	if noCluster != nil && s.Kubeconfig != "" {
+		return usageError{noCluster}
+	}
 	pool, err := worker.NewStorePool(context.WithoutCancel(ctx), worker.StoreOptions{
 		Options:          s.workerOptions(),
 		DriverName:       s.DriverName,
@@ -127,10 +132,39 @@ func (s *settings) runController(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.run(ctx, driver.Config{Stores: stores{pool}}, pool, nil)
+	var tasks []task
+	if noCluster == nil {
+		tasks = append(tasks, s.learnExports(cluster, pool))
+	} else {
+		klog.FromContext(ctx).Info("Only the exports of --export and of calls are known", "reason", noCluster.Error())
+	}
+	return s.run(ctx, driver.Config{Stores: stores{pool}}, pool, nil, tasks...)
+}
+
+// learnExports tells the pool of the exports that the cluster's objects name.
+func (s *settings) learnExports(cluster *kube.Client, pool *worker.StorePool) task {
+	return func(ctx context.Context) error {
+		defer cluster.Close()
+		cluster.WatchExports(ctx, kube.Exports{
+			DriverName: s.DriverName,
+			OfClass:    driver.ClassExport,
+			OfVolume:   driver.HandleExport,
+			Classes:    pool.KnowClassExports,
+			Volumes:    pool.KnowVolumeExports,
+		})
+		return nil
+	}
 }
 
 func (s *settings) runNode(ctx context.Context) error {
+	var cluster *kube.Client
+	if s.Node.StartupTaint != "" {
+		var err error
+		if cluster, err = kube.New(s.Kubeconfig); err != nil {
+			return usageError{fmt.Errorf("--startup-taint: %w", err)}
+		}
+		defer cluster.Close()
+	}
 	host := mount.New(mount.Options{})
 	pool, err := worker.NewMountPool(context.WithoutCancel(ctx), host, s.workerOptions())
 	if err != nil {
@@ -148,7 +182,14 @@ func (s *settings) runNode(ctx context.Context) error {
 			Dir: dir, DriverName: s.DriverName, Endpoint: socket, Logger: klog.FromContext(ctx),
 		})
 	}
-	return s.run(ctx, driver.Config{Mounter: pool, Match: host.Match, NodeID: s.Node.NodeID}, pool, registration)
+	var tasks []task
+	if cluster != nil {
+		tasks = append(tasks, func(ctx context.Context) error {
+			cluster.RemoveTaint(ctx, s.Node.NodeID, s.Node.StartupTaint, registration.Registered())
+			return nil
+		})
+	}
+	return s.run(ctx, driver.Config{Mounter: pool, Match: host.Match, NodeID: s.Node.NodeID}, pool, registration, tasks...)
 }
 
 // pool is what StorePool and MountPool have in common.
@@ -157,8 +198,12 @@ type pool interface {
 	Close(ctx context.Context) error
 }
 
+// task runs beside the server until ctx ends or it has nothing more to do. An
+// error of it ends the process.
+type task func(ctx context.Context) error
+
 // run serves until ctx ends or something fails, then ends the workers.
-func (s *settings) run(ctx context.Context, config driver.Config, workers pool, registration *driver.Registration) (err error) {
+func (s *settings) run(ctx context.Context, config driver.Config, workers pool, registration *driver.Registration, tasks ...task) (err error) {
 	defer func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
@@ -200,6 +245,9 @@ func (s *settings) run(ctx context.Context, config driver.Config, workers pool, 
 	}
 	if registration != nil {
 		running.Go(func() error { return registration.Serve(ctx) })
+	}
+	for _, t := range tasks {
+		running.Go(func() error { return t(ctx) })
 	}
 	return running.Wait()
 }

@@ -14,8 +14,8 @@ type Stores interface {
 	// not happened yet. It fails with nfs.ErrUnavailable when the server does
 	// not answer in time and with nfs.ErrPermission when it refuses us.
 	Open(ctx context.Context, export nfs.Export) (Store, error)
-	// Exports returns every export known: configured ones and those used since
-	// the start, in the order of their keys.
+	// Exports returns every export known: configured ones, those used since the
+	// start and those that the cluster's objects name, in the order of their keys.
 	Exports() []nfs.Export
 }
 

@@ -28,6 +28,9 @@ type Options struct {
 	OperationTimeout time.Duration
 	// WorkerIdleTimeout is how long a worker without work keeps its mount.
 	WorkerIdleTimeout time.Duration
+	// Kubeconfig is a file that names the cluster; empty for the cluster that
+	// the process is a pod of, if it is.
+	Kubeconfig string
 
 	Controller ControllerOptions
 	Node       NodeOptions
@@ -55,6 +58,9 @@ type NodeOptions struct {
 	KubeletRegistrationDir string
 	// KubeletCSISocket is the path of the CSI socket as the kubelet sees it.
 	KubeletCSISocket string
+	// StartupTaint is the key of the taint to take off the node once the kubelet
+	// has registered the driver; empty for none.
+	StartupTaint string
 }
 
 // Validate returns what is wrong with the settings that both processes have.
@@ -128,6 +134,9 @@ func (o Options) ValidateNode() error {
 	}
 	if o.Node.KubeletCSISocket != "" && !filepath.IsAbs(o.Node.KubeletCSISocket) {
 		return fmt.Errorf("--kubelet-csi-socket %q is not an absolute path", o.Node.KubeletCSISocket)
+	}
+	if o.Node.StartupTaint != "" && o.Node.KubeletRegistrationDir == "" {
+		return fmt.Errorf("--startup-taint needs --kubelet-registration-dir: the taint goes when the kubelet has registered the driver")
 	}
 	return nil
 }

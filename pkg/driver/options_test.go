@@ -34,6 +34,8 @@ func TestOptions(t *testing.T) {
 		{"no concurrency", func(o *Options) { o.Controller.PurgeConcurrency = 0 }, "--purge-concurrency"},
 		{"no node id", func(o *Options) { o.Node.NodeID = "" }, "--node-id"},
 		{"long node id", func(o *Options) { o.Node.NodeID = strings.Repeat("x", 257) }, "--node-id"},
+		{"taint without registration", func(o *Options) { o.Node.StartupTaint = "a" }, "--startup-taint"},
+		{"taint", func(o *Options) { o.Node.StartupTaint, o.Node.KubeletRegistrationDir = "a", "/b" }, ""},
 		{"relative kubelet socket", func(o *Options) { o.Node.KubeletCSISocket = "csi.sock" }, "--kubelet-csi-socket"},
 	} {
 		o := good()

@@ -102,6 +102,31 @@ func (p parameters) export(mountFlags []string) (nfs.Export, error) {
 	return nfs.NewExport(p.server, p.share, mountFlags)
 }
 
+// ClassExport returns the export on which CreateVolume makes the volumes of a
+// StorageClass with these parameters and mountOptions. It fails with
+// nfs.ErrInvalid for a class of which CreateVolume makes none.
+func ClassExport(parameters map[string]string, mountOptions []string) (nfs.Export, error) {
+	p, err := parseParameters(parameters)
+	if err != nil {
+		return nfs.Export{}, err
+	}
+	return p.export(writable(mountOptions))
+}
+
+// HandleExport returns the export that holds the record of the volume with this
+// handle. It fails with nfs.ErrInvalid where there can be no record: for handles
+// that were written by hand, and for those of csi-driver-nfs.
+func HandleExport(handle string) (nfs.Export, error) {
+	h, err := nfs.ParseHandle(handle)
+	if err != nil {
+		return nfs.Export{}, err
+	}
+	if h.Legacy() {
+		return nfs.Export{}, invalidf("volume handle %q is one of csi-driver-nfs, which keeps no records", handle)
+	}
+	return h.Export, nil
+}
+
 // spec returns what the volume of that name is to be.
 func (p parameters) spec(name string) (nfs.VolumeSpec, error) {
 	values := p.values

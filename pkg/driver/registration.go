@@ -37,6 +37,7 @@ type Registration struct {
 	options RegistrationOptions
 	socket  string
 	gauge   prometheus.Gauge
+	done    chan struct{}
 
 	mu sync.Mutex
 	// status is nil when the kubelet has registered the driver.
@@ -55,9 +56,15 @@ func NewRegistration(o RegistrationOptions) *Registration {
 			Name: "nfs_csi_kubelet_registered",
 			Help: "1 when the kubelet has registered the driver, else 0.",
 		}),
+		done:   make(chan struct{}, 1),
 		status: errors.New("the kubelet has not asked yet"),
 	}
 }
+
+// Registered has an element whenever the kubelet has registered the driver since
+// the last one was taken. Before it says so, the kubelet has put the driver into
+// the node's CSINode (RegisterPlugin in pkg/volume/csi/csi_plugin.go of Kubernetes).
+func (r *Registration) Registered() <-chan struct{} { return r.done }
 
 // Collector returns the metric nfs_csi_kubelet_registered.
 func (r *Registration) Collector() prometheus.Collector { return r.gauge }
@@ -86,6 +93,10 @@ func (r *Registration) GetInfo(context.Context, *registerapi.InfoRequest) (*regi
 func (r *Registration) NotifyRegistrationStatus(_ context.Context, s *registerapi.RegistrationStatus) (*registerapi.RegistrationStatusResponse, error) {
 	if s.GetPluginRegistered() {
 		r.setStatus(nil)
+		select {
+		case r.done <- struct{}{}:
+		default:
+		}
 		r.options.Logger.Info("The kubelet registered the driver", "driver", r.options.DriverName)
 	} else {
 		err := fmt.Errorf("the kubelet refused the driver: %s", s.GetError())

@@ -65,6 +65,17 @@ func TestRegistration(t *testing.T) {
 	if s := status(); !strings.Contains(s, "refused the driver: no such node") {
 		t.Errorf("after a refusal: %s", s)
 	}
+	registered := func() bool {
+		select {
+		case <-r.Registered():
+			return true
+		default:
+			return false
+		}
+	}
+	if registered() {
+		t.Error("registered after a refusal")
+	}
 	register := func(ctx context.Context, c registerapi.RegistrationClient) {
 		if _, err := c.NotifyRegistrationStatus(ctx, &registerapi.RegistrationStatus{PluginRegistered: true}); err != nil {
 			t.Error(err)
@@ -74,6 +85,9 @@ func TestRegistration(t *testing.T) {
 	if s := status(); s != "registered" {
 		t.Errorf("after the registration: %s", s)
 	}
+	if !registered() || registered() {
+		t.Error("not registered once")
+	}
 
 	if err := os.Remove(socket); err != nil {
 		t.Fatal(err)
@@ -82,6 +96,9 @@ func TestRegistration(t *testing.T) {
 	kubelet(register)
 	if s := status(); s != "registered" {
 		t.Errorf("after the second registration: %s", s)
+	}
+	if !registered() {
+		t.Error("the second registration was not told")
 	}
 
 	stop()

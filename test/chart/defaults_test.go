@@ -2,6 +2,7 @@ package chart_test
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
+
+	chart "github.com/nfs-csi/nfs-csi-driver/test/chart"
 )
 
 func TestNodePlugin(t *testing.T) {
@@ -26,10 +29,11 @@ func TestNodePlugin(t *testing.T) {
 			if pod.HostPID || pod.HostIPC {
 				t.Error("has the host's processes or IPC, which it does not need")
 			}
-			if token := pod.AutomountServiceAccountToken; token == nil || *token {
-				t.Error("gets a service account token, which it does not need")
-			}
 			driver := container(t, pod, "driver")
+			taint := slices.ContainsFunc(driver.Args, func(a string) bool { return strings.HasPrefix(a, "--startup-taint=") })
+			if token := pod.AutomountServiceAccountToken; token == nil || *token != taint {
+				t.Errorf("gets a service account token: %v; removes a taint, for which alone it needs one: %v", token != nil && *token, taint)
+			}
 			if p := driver.SecurityContext.ReadOnlyRootFilesystem; p == nil || !*p {
 				t.Error("the root file system is writable")
 			}
@@ -183,13 +187,24 @@ func TestRBAC(t *testing.T) {
 			if len(granted) == 0 && len(all[*rbacv1.ClusterRoleBinding](list)) == 0 && name == "minimal" {
 				return // rbac.create is false there
 			}
-			if diff := cmp.Diff(cluster, granted); diff != "" {
+			want := maps.Clone(cluster)
+			if name == "everything" {
+				want["nodes"] = []string{"get", "patch"} // for node.startupTaint
+			}
+			if diff := cmp.Diff(want, granted); diff != "" {
 				t.Errorf("granted on the whole cluster (-want +got):\n%s", diff)
 			}
 			controller := controllerPod(t, list).ServiceAccountName
 			node := nodePod(t, list).ServiceAccountName
 			var subjects []rbacv1.Subject
 			for _, b := range all[*rbacv1.ClusterRoleBinding](list) {
+				if strings.HasSuffix(b.RoleRef.Name, "-node") {
+					want := []rbacv1.Subject{{Kind: "ServiceAccount", Name: node, Namespace: chart.Namespace}}
+					if diff := cmp.Diff(want, b.Subjects); diff != "" {
+						t.Errorf("who may patch nodes (-want +got):\n%s", diff)
+					}
+					continue
+				}
 				subjects = append(subjects, b.Subjects...)
 			}
 			for _, b := range all[*rbacv1.RoleBinding](list) {
@@ -197,7 +212,7 @@ func TestRBAC(t *testing.T) {
 			}
 			for _, s := range subjects {
 				if s.Name != controller || s.Name == node {
-					t.Errorf("service account %q has rights; only the controller's %q may", s.Name, controller)
+					t.Errorf("service account %q has the controller's rights; only %q may", s.Name, controller)
 				}
 			}
 			if len(subjects) == 0 {

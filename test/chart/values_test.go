@@ -42,6 +42,7 @@ func TestWrongValues(t *testing.T) {
 		{"environment as a map", "controller: {extraEnv: {A: b}}", "at '/controller/extraEnv': got object, want array"},
 		{"environment with a number", "controller: {extraEnv: [{name: A, value: 1}]}", "at '/controller/extraEnv/0/value': got number, want string"},
 		{"misspelt resources", "node: {resources: {limit: {memory: 1Gi}}}", "at '/node/resources': additional properties 'limit' not allowed"},
+		{"taint with its effect", "node: {startupTaint: 'a.example.com/b:NoExecute'}", "at '/node/startupTaint': 'a.example.com/b:NoExecute' does not match pattern"},
 		{"a share of nodes above all", "node: {maxUnavailable: 110%}", "at '/node/maxUnavailable'"},
 		{"label with a number", "commonLabels: {team: 1}", "at '/commonLabels/team': got number, want string"},
 		{"class without a server", "storageClasses: [{name: nfs, share: /a}]", "at '/storageClasses/0': missing property 'server'"},
@@ -148,6 +149,7 @@ func TestEveryValueHasAnEffect(t *testing.T) {
 		"controller.provisioner.extraEnv":         "controller: {provisioner: {extraEnv: [{name: x}]}}",
 		"controller.provisioner.resources":        "controller: {provisioner: {resources: {limits: {cpu: 1}}}}",
 
+		"node.startupTaint":                  "node: {startupTaint: x}",
 		"node.httpPort":                      "node: {httpPort: 1}",
 		"node.extraArgs":                     "node: {extraArgs: [x]}",
 		"node.extraEnv":                      "node: {extraEnv: [{name: x}]}",
