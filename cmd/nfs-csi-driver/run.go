@@ -214,17 +214,6 @@ func (s *settings) run(ctx context.Context, config driver.Config, workers pool, 
 	logger.Info("Starting", "version", build.Version, "commit", build.Commit, "driver", s.DriverName, "pid", os.Getpid())
 	config.Name, config.Version, config.Logger = s.DriverName, build.Version, logger
 
-	server := driver.NewServer(config)
-	checks := []driver.Check{server.ServerCheck()}
-	collectors := []prometheus.Collector{workers}
-	if registration != nil {
-		checks = append(checks, registration.Check())
-		collectors = append(collectors, registration.Collector())
-	}
-	registry, err := server.NewRegistry(build, collectors...)
-	if err != nil {
-		return err
-	}
 	listener, err := driver.Listen(ctx, s.Endpoint)
 	if err != nil {
 		return err
@@ -236,6 +225,18 @@ func (s *settings) run(ctx context.Context, config driver.Config, workers pool, 
 			_ = listener.Close()
 			return fmt.Errorf("--http-endpoint: %w", err)
 		}
+	}
+	// A server has goroutines from the first, which only Serve ends.
+	server := driver.NewServer(config)
+	checks := []driver.Check{server.ServerCheck()}
+	collectors := []prometheus.Collector{workers}
+	if registration != nil {
+		checks = append(checks, registration.Check())
+		collectors = append(collectors, registration.Collector())
+	}
+	registry, err := server.NewRegistry(build, collectors...)
+	if err != nil {
+		return err
 	}
 
 	running, ctx := errgroup.WithContext(ctx)
