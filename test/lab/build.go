@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"time"
 )
 
 const agentPackage = "github.com/nfs-csi/nfs-csi-driver/test/lab/agent"
@@ -38,7 +39,26 @@ func buildAgent(ctx context.Context) (string, error) {
 	if err := os.Rename(built, path); err != nil {
 		return "", fmt.Errorf("build the agent: %w", err)
 	}
-	return path, nil
+	return path, removeOldAgents(cache, time.Now().Add(-24*time.Hour))
+}
+
+// removeOldAgents removes the agents of earlier sources, made before the given
+// time: guests that run no longer than that keep theirs.
+func removeOldAgents(cache string, before time.Time) error {
+	agents, err := filepath.Glob(filepath.Join(cache, "agent-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range agents {
+		info, err := os.Stat(path)
+		if err == nil && info.ModTime().Before(before) {
+			err = os.Remove(path)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove an old agent: %w", err)
+		}
+	}
+	return nil
 }
 
 // GoBuild compiles a package of this module into a static binary, for use in a guest.

@@ -3,8 +3,12 @@ package lab
 import (
 	"bytes"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestLengthenRegisters(t *testing.T) {
@@ -95,5 +99,29 @@ func TestTail(t *testing.T) {
 	}
 	if got := lastLines("a\nb\nc\n", 2); got != "b\nc" {
 		t.Errorf("last lines %q", got)
+	}
+}
+
+func TestRemoveOldAgents(t *testing.T) {
+	cache := t.TempDir()
+	now := time.Now()
+	for name, age := range map[string]time.Duration{"agent-old": 48 * time.Hour, "agent-new": time.Minute, "linux-old": 48 * time.Hour} {
+		path := filepath.Join(cache, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, now, now.Add(-age)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removeOldAgents(cache, now.Add(-24*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(cache, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{filepath.Join(cache, "agent-new"), filepath.Join(cache, "linux-old")}, left); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
 	}
 }
