@@ -151,8 +151,8 @@ func TestHammer(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	waitPurged(t, dir) // which frees the claims
 	consistent(t, dir)
-	waitPurged(t, dir)
 	// Nothing that was left keeps anyone from a directory. Only parents may be: of
 	// archives, or those made by a create that lost a race.
 	for _, d := range []string{"a/b/c", "d", "e/f", "e/g"} {
