@@ -36,10 +36,10 @@ func TestCallsOnNFS(t *testing.T) {
 		onDelete       nfs.OnDelete
 		create, delete int // calls at most
 	}{
-		{"flat", nfs.Delete, 28, 26},
-		{"a/b/nested", nfs.Delete, 48, 48},
-		{"kept", nfs.Retain, 28, 16},
-		{"filed", nfs.Archive, 28, 36},
+		{"flat", nfs.Delete, 18, 12},
+		{"a/b/nested", nfs.Delete, 36, 24},
+		{"kept", nfs.Retain, 20, 10},
+		{"filed", nfs.Archive, 26, 24},
 	} {
 		t.Run(strings.ReplaceAll(tt.dir, "/", ":"), func(t *testing.T) {
 			spec := with(volumeSpec("pvc-"+tt.dir[:4], tt.dir), func(s *nfs.VolumeSpec) { s.OnDelete = tt.onDelete })
