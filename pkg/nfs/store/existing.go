@@ -119,7 +119,7 @@ func (c *creation) findIn(ctx context.Context, parent *dir) error {
 	}
 	defer d.close()
 	// The client's cache may know a directory that another client has removed.
-	if _, err = d.stat(ctx); errors.Is(err, nfs.ErrStale) {
+	if err = d.stat(ctx); errors.Is(err, nfs.ErrStale) {
 		err = opError("open", c.spec.Dir, unix.ENOENT)
 	}
 	return err

@@ -182,26 +182,24 @@ func (d *dir) lstat(ctx context.Context, name string) (info, error) {
 // cache for as long as acdirmax (nfs(5)), though another client made it since.
 // A directory that is itself gone is ESTALE, on every file system.
 func (d *dir) refresh(ctx context.Context) error {
-	_, err := d.stat(ctx)
+	err := d.stat(ctx)
 	if errors.Is(err, unix.ESTALE) && !d.kept {
 		return fmt.Errorf("%w: %q was removed at this moment", nfs.ErrBusy, d.path)
 	}
 	return err
 }
 
-// stat asks the server for the opened directory's inode number, and is ESTALE
-// when the directory was removed.
-func (d *dir) stat(ctx context.Context) (ino uint64, err error) {
-	err = d.do(ctx, "stat", "", func(fd int) error {
+// stat asks the server for the opened directory, and is ESTALE when that was
+// removed.
+func (d *dir) stat(ctx context.Context) error {
+	return d.do(ctx, "stat", "", func(fd int) error {
 		var st unix.Statx_t
 		err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
 		if err == nil && st.Nlink == 0 {
 			return unix.ESTALE
 		}
-		ino = st.Ino
 		return err
 	})
-	return ino, err
 }
 
 // mkdir fails with EEXIST when there is anything of that name. The umask applies.
