@@ -26,7 +26,7 @@ const (
 	release    = "nfs-csi"
 	driverName = "csi.nfs-csi.io"
 	// caseTimeout bounds one case, its end included.
-	caseTimeout = 5 * time.Minute
+	caseTimeout = 8 * time.Minute
 )
 
 // shared is what all cases use, set by TestMain.

@@ -28,8 +28,8 @@ type scene struct {
 	driver string
 }
 
-// newScene makes a scene. Its end fails the test if pods, volumes, directories or records of it
-// do not go.
+// newScene makes a scene. Its end fails the test if pods, volumes, directories, records or mounts
+// of it do not go.
 func newScene(t *testing.T, name string) *scene {
 	t.Helper()
 	ctx, c := onCluster(t)
@@ -50,29 +50,27 @@ func (s *scene) close() {
 	if shared.ctx.Err() != nil {
 		return // the cluster goes as it is
 	}
+	volumes := s.volumes()
 	for _, args := range [][]string{
-		{"delete", "deployment,statefulset,pod,pvc", "--all", "-n", s.name, "--wait", "--timeout=60s"},
+		{"delete", "deployment,statefulset,pod,pvc", "--all", "-n", s.name, "--wait", "--timeout=" + patience.String()},
 		{"delete", "namespace", s.name, "--ignore-not-found", "--wait=false"},
 	} {
 		if _, err := s.c.Kubectl(ctx, args...); err != nil {
 			s.t.Errorf("clean up: %v\n%s", err, s.c.Diagnose(ctx, "clean up "+s.name))
 		}
 	}
-	s.wait("the volumes of the case to go, and all that was on the server", func(ctx context.Context) error {
-		left, err := s.c.Kubectl(ctx, "get", "pv", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.claimRef.namespace} {.status.phase}{"\n"}{end}`)
-		if err != nil {
-			return err
-		}
-		for line := range strings.Lines(left) {
-			if f := strings.Fields(line); len(f) > 1 && f[1] == s.name {
-				return fmt.Errorf("there is %s", line)
-			}
+	s.wait("the volumes of the case to go, and all that was on the server", func(context.Context) error {
+		if left := s.volumes(); len(left) > 0 {
+			return fmt.Errorf("there are %v", left)
 		}
 		if got := s.stored(); len(got.directories)+len(got.records)+len(got.claims) > 0 {
 			return fmt.Errorf("on %s there are %+v", s.dir, got)
 		}
 		return nil
 	})
+	for _, n := range s.c.Nodes() {
+		s.clean(n, volumes...)
+	}
 	if _, err := s.c.Kubectl(ctx, "delete", "storageclass", "-l", "scene="+s.name); err != nil {
 		s.t.Error(err)
 	}
@@ -154,6 +152,18 @@ kind: PersistentVolumeClaim
 metadata: {name: %s}
 spec: {accessModes: [ReadWriteMany], storageClassName: %s, resources: {requests: {storage: 1Gi}}}
 `
+
+// volumes returns the names of the volumes of the scene's claims, also of those that are gone.
+func (s *scene) volumes() (names []string) {
+	s.t.Helper()
+	text := s.kubectl("get", "pv", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.claimRef.namespace}{"\n"}{end}`)
+	for line := range strings.Lines(text) {
+		if volume, namespace, _ := strings.Cut(strings.TrimSpace(line), " "); namespace == s.name {
+			names = append(names, volume)
+		}
+	}
+	return names
+}
 
 // bound waits until that many claims are there and all are bound, and returns their volumes' names.
 func (s *scene) bound(count int) []string {
@@ -250,11 +260,9 @@ func (s *scene) podReady(name string) {
 	s.must(s.c.WaitPod(ctx, s.name, name))
 }
 
-// comesAndGoes shows that the node mounts and unmounts: a new pod starts, reads what is in the
-// file and goes.
-func (s *scene) comesAndGoes(name, node, claim, file string) {
+// reader starts a pod that runs once it has found something in the volume's file, and waits for that.
+func (s *scene) reader(name, node, claim, file string) {
 	s.t.Helper()
-	s.pod(name, node, claim)
-	s.kubectl("exec", name, "--", "test", "-s", "/data/"+file)
-	s.kubectl("delete", "pod", name, "--wait", "--timeout=60s")
+	s.apply(podManifest, name, node, "test -s /data/"+file+" || exit 1; "+waits, claim)
+	s.podReady(name)
 }
