@@ -127,6 +127,8 @@ func kubeletConfig(file func(string) string, name string) object {
 		"containerRuntimeEndpoint": "unix://" + containerdSocket,
 		"cgroupDriver":             "cgroupfs",
 		"failSwapOn":               false,
+		// Renewed after a quarter of it.
+		"nodeLeaseDurationSeconds": 20,
 		"makeIPTablesUtilChains":   false,
 		// No resolv.conf of the host's: its name servers are out of reach.
 		"resolvConf": "",
