@@ -76,7 +76,7 @@ func (s *scene) whileFrozen(do func()) {
 func (s *scene) creating(controller part) int {
 	s.t.Helper()
 	// The API server connects to the pod.
-	out, err := s.c.Kubectl(s.ctx, "get", "--raw", "/api/v1/namespaces/"+release+"/pods/"+controller.Metadata.Name+":8080/proxy/metrics")
+	out, err := s.c.Kubectl(s.ctx, "get", "--raw", "/api/v1/namespaces/"+namespace+"/pods/"+controller.Metadata.Name+":8080/proxy/metrics")
 	s.must(err)
 	count := 0
 	for line := range strings.Lines(out) {

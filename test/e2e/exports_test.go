@@ -42,7 +42,7 @@ parameters: {server: %q, share: %s}
 		}
 		return err
 	})
-	_, err := s.c.Kubectl(s.ctx, "-n", release, "delete", "pod", "-l", "app.kubernetes.io/component=controller", "--grace-period=0", "--force")
+	_, err := s.c.Kubectl(s.ctx, "-n", namespace, "delete", "pod", "-l", "app.kubernetes.io/component=controller", "--grace-period=0", "--force")
 	s.must(err)
 
 	left := func(share string) int {
@@ -68,7 +68,7 @@ parameters: {server: %q, share: %s}
 		}
 	}
 	began := time.Now()
-	_, err = s.c.Kubectl(s.ctx, "-n", release, "rollout", "status", "deployment", "-l", "app.kubernetes.io/component=controller", "--timeout=90s")
+	_, err = s.c.Kubectl(s.ctx, "-n", namespace, "rollout", "status", "deployment", "-l", "app.kubernetes.io/component=controller", "--timeout=90s")
 	s.must(err)
 	// What another process has put into the trash lies for a minute.
 	ctx, cancel := context.WithTimeout(s.ctx, 3*time.Minute)
@@ -158,11 +158,11 @@ func TestStartupTaint(t *testing.T) {
 	onlyOther("when a new kubelet has registered the driver")
 
 	// The right to patch nodes comes with the value.
-	for namespace, want := range map[string]string{name: "yes", release: "no"} {
-		account := kubectl("get", "daemonset", "-n", namespace, "-o", "jsonpath={.items[0].spec.template.spec.serviceAccountName}")
+	for ns, want := range map[string]string{name: "yes", namespace: "no"} {
+		account := kubectl("get", "daemonset", "-n", ns, "-o", "jsonpath={.items[0].spec.template.spec.serviceAccountName}")
 		// It exits with 1 for a "no".
-		if got, err := c.Kubectl(ctx, "auth", "can-i", "patch", "nodes", "--as=system:serviceaccount:"+namespace+":"+account); strings.TrimSpace(got) != want {
-			t.Errorf("may %s in %s patch nodes: %q (%v), want %s", account, namespace, got, err, want)
+		if got, err := c.Kubectl(ctx, "auth", "can-i", "patch", "nodes", "--as=system:serviceaccount:"+ns+":"+account); strings.TrimSpace(got) != want {
+			t.Errorf("may %s in %s patch nodes: %q (%v), want %s", account, ns, got, err, want)
 		}
 	}
 }

@@ -23,7 +23,8 @@ const (
 	share      = "/srv/data"
 	image      = "../../out/image.tar"
 	chart      = "../../charts/nfs-csi-driver"
-	release    = "nfs-csi"
+	release    = "nfs-csi-driver"
+	namespace  = "nfs-csi" // of the release
 	driverName = "csi.nfs-csi.io"
 	// caseTimeout bounds one case, its end included.
 	caseTimeout = 8 * time.Minute
@@ -84,11 +85,9 @@ func install(ctx context.Context, c *cluster.Cluster) error {
 	if tag == "" {
 		return fmt.Errorf("set IMAGE_TAG to the tag of the image in %s", image)
 	}
-	_, err := c.Helm(ctx, "install", release, chart, "--namespace", release, "--create-namespace",
-		"--set", "image.registry=docker.io", "--set", "image.tag="+tag,
-		"--set", "storageClasses[0].name=nfs",
-		"--set", "storageClasses[0].server="+c.Server().IPv4(),
-		"--set", "storageClasses[0].share="+share,
+	_, err := c.Helm(ctx, "install", release, chart, "--namespace", namespace, "--create-namespace",
+		"--set", "image.registry=docker.io,image.tag="+tag,
+		"--set", "storageClasses[0].name=nfs,storageClasses[0].server="+c.Server().IPv4()+",storageClasses[0].share="+share,
 		"--wait", "--timeout", "3m")
 	if err != nil {
 		return fmt.Errorf("helm install: %w\n%s", err, c.Diagnose(ctx, "helm install"))

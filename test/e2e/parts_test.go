@@ -45,7 +45,7 @@ func (p part) ready() bool {
 // parts returns the release's pods that the labels select.
 func (s *scene) parts(ctx context.Context, labels string) ([]part, error) {
 	var list struct{ Items []part }
-	err := s.c.Get(ctx, &list, "pods", "-n", release, "-l", labels)
+	err := s.c.Get(ctx, &list, "pods", "-n", namespace, "-l", labels)
 	return list.Items, err
 }
 
@@ -110,7 +110,7 @@ func (s *scene) pluginReady(node string, former part) {
 // forceDelete deletes a pod of the driver without waiting for its end.
 func (s *scene) forceDelete(p part) {
 	s.t.Helper()
-	_, err := s.c.Kubectl(s.ctx, "delete", "pod", "-n", release, p.Metadata.Name, "--force", "--grace-period=0")
+	_, err := s.c.Kubectl(s.ctx, "delete", "pod", "-n", namespace, p.Metadata.Name, "--force", "--grace-period=0")
 	s.must(err)
 }
 
@@ -133,7 +133,7 @@ func (s *scene) leader() part {
 	s.t.Helper()
 	var leader part
 	s.wait("a leader among the controllers", func(ctx context.Context) error {
-		name, err := s.c.Kubectl(ctx, "get", "lease", "-n", release, "csi-nfs-csi-io", "-o", "jsonpath={.spec.holderIdentity}")
+		name, err := s.c.Kubectl(ctx, "get", "lease", "-n", namespace, "csi-nfs-csi-io", "-o", "jsonpath={.spec.holderIdentity}")
 		if err != nil {
 			return err
 		}

@@ -21,7 +21,7 @@ func TestUpgrade(t *testing.T) {
 	for _, n := range s.c.Nodes() {
 		writers = append(writers, s.writer("writer-"+n.Name(), n.Name(), "data"))
 	}
-	revision, err := s.c.Helm(s.ctx, "list", "-n", release, "--filter", "^"+release+"$", "-o", "json")
+	revision, err := s.c.Helm(s.ctx, "list", "-n", namespace, "--filter", "^"+release+"$", "-o", "json")
 	s.must(err)
 	var list []struct{ Revision string }
 	s.must(json.Unmarshal([]byte(revision), &list))
@@ -30,7 +30,7 @@ func TestUpgrade(t *testing.T) {
 		{"rollback", release, list[0].Revision},
 	} {
 		controller, node := s.partsReady(controllers, 2), s.partsReady(plugins, len(s.c.Nodes()))
-		_, err := s.c.Helm(s.ctx, append(args, "-n", release, "--wait", "--timeout=2m")...)
+		_, err := s.c.Helm(s.ctx, append(args, "-n", namespace, "--wait", "--timeout=2m")...)
 		s.must(err)
 		s.partsReady(controllers, len(controller), controller...)
 		s.partsReady(plugins, len(node), node...)
@@ -47,7 +47,7 @@ func TestUpgrade(t *testing.T) {
 // values returns the values of the shared release, to install it or another one with.
 func (s *scene) values(change func(map[string]any)) string {
 	s.t.Helper()
-	out, err := s.c.Helm(s.ctx, "get", "values", release, "-n", release, "-o", "json")
+	out, err := s.c.Helm(s.ctx, "get", "values", release, "-n", namespace, "-o", "json")
 	s.must(err)
 	values := map[string]any{}
 	s.must(json.Unmarshal([]byte(out), &values))
@@ -74,7 +74,7 @@ func TestUninstall(t *testing.T) {
 	values := s.values(nil)
 	installed := true
 	install := func() {
-		_, err := s.c.Helm(s.ctx, "install", release, chart, "-n", release, "-f", values, "--wait", "--timeout=2m")
+		_, err := s.c.Helm(s.ctx, "install", release, chart, "-n", namespace, "-f", values, "--wait", "--timeout=2m")
 		s.must(err)
 		installed = true
 	}
@@ -84,7 +84,7 @@ func TestUninstall(t *testing.T) {
 			install()
 		}
 	})
-	_, err := s.c.Helm(s.ctx, "uninstall", release, "-n", release, "--wait", "--timeout=2m")
+	_, err := s.c.Helm(s.ctx, "uninstall", release, "-n", namespace, "--wait", "--timeout=2m")
 	s.must(err)
 	installed = false
 	s.wait("the driver's pods to go", func(ctx context.Context) error {
