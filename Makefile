@@ -130,7 +130,7 @@ e2e: | out ## Test the chart and the driver on a real cluster (RUN=TestName for 
 	@bin/cluster build
 	@$(MAKE) --no-print-directory image VERSION=$(VERSION) IMAGE=nfs-csi/nfs-csi-driver:$(VERSION)
 	@status=0; E2E=1 IMAGE_TAG=$(VERSION) $(TOOL) gotestsum --format standard-verbose \
-		--junitfile out/e2e.xml -- -count=1 -timeout 40m $(if $(RUN),-run '$(RUN)') ./test/e2e \
+		--junitfile out/e2e.xml -- -count=1 -parallel 4 -timeout 40m $(if $(RUN),-run '$(RUN)') ./test/e2e \
 		| tee -i out/e2e.log || status=$$?; \
 		tail -n 1 out/e2e.log > out/e2e.summary; exit $$status
 

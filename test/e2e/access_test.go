@@ -17,6 +17,7 @@ spec: {accessModes: [%s], storageClassName: %s, resources: {requests: {storage: 
 
 // TestReadWriteMany: pods on both nodes see each other's writes, renames and appends.
 func TestReadWriteMany(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "read-write-many")
 	s.claim("data")
 	s.pod("one", s.c.Nodes()[0].Name(), "data")
@@ -34,6 +35,7 @@ func TestReadWriteMany(t *testing.T) {
 
 // TestReadWriteOnce: pods of one node share the volume, and it moves to the other node with them.
 func TestReadWriteOnce(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "read-write-once")
 	s.apply(modeClaim, "data", "ReadWriteOnce", s.name)
 	one, two := s.c.Nodes()[0].Name(), s.c.Nodes()[1].Name()
@@ -51,6 +53,7 @@ func TestReadWriteOnce(t *testing.T) {
 // TestReadWriteOncePod: a second pod is refused, by the scheduler, and by the kubelet if the pod
 // came past the scheduler; it runs when the first is gone.
 func TestReadWriteOncePod(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "read-write-once-pod")
 	s.apply(modeClaim, "data", "ReadWriteOncePod", s.name)
 	node := s.c.Nodes()[0].Name()
@@ -66,6 +69,7 @@ func TestReadWriteOncePod(t *testing.T) {
 // TestReadOnly: what is mounted read-only by access mode, by the pod's volume or by the container's
 // mount is read and not written.
 func TestReadOnly(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "read-only")
 	s.apply(modeClaim, "rox", "ReadOnlyMany", s.name)
 	s.claim("source")

@@ -36,6 +36,7 @@ func some(text string) bool { return text != "" }
 
 // TestExampleClass: the example of a StorageClass, with all its parameters.
 func TestExampleClass(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "example-class")
 	s.kubectl("delete", "storageclass", s.name)
 	s.example("storageclass.yaml", "nfs.example.com", s.c.Server().IPv4(), "/export/kubernetes", s.dir, "name: nfs\n", "name: "+s.name+"\n")
@@ -51,6 +52,7 @@ func TestExampleClass(t *testing.T) {
 // TestExamples: the claim with its pod and its Deployment, as they are, on the class that the chart
 // made.
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "examples")
 	s.example("pvc.yaml")
 	s.example("pod.yaml")
@@ -70,6 +72,7 @@ func TestExamples(t *testing.T) {
 // TestStatefulSet: each pod of the example has a volume of its own, which keeps what is in it while
 // the set is scaled down and up.
 func TestStatefulSet(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "stateful-set")
 	s.example("statefulset.yaml")
 	s.kubectl("rollout", "status", "statefulset/counters", "--timeout=90s")
@@ -93,6 +96,7 @@ func TestStatefulSet(t *testing.T) {
 
 // TestEphemeralVolume: the example's volume is made for its pod and goes with it.
 func TestEphemeralVolume(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "ephemeral")
 	s.example("ephemeral.yaml")
 	s.podReady("scratch")

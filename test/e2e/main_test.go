@@ -1,6 +1,11 @@
 // Package e2e tests the driver on a real Kubernetes cluster, installed with Helm
 // as the README says: claims, pods on two nodes, and what the NFS server then
-// holds. `make e2e` runs it. One case is
+// holds.
+//
+// Cases that stop or replace something of the cluster run alone, one after the other.
+// Those that keep to a scene of their own are parallel, and run when the others have.
+//
+// `make e2e` runs it. One case is
 //
 //	make image && E2E=1 IMAGE_TAG=$(git describe --tags --always --dirty) go test -v -run TestReadWriteMany ./test/e2e
 package e2e

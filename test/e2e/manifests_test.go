@@ -25,6 +25,7 @@ spec:
 // TestManifests: the API server accepts every rendering of the chart that is under version control,
 // and the plain manifests and their examples.
 func TestManifests(t *testing.T) {
+	t.Parallel()
 	ctx, c := onCluster(t)
 	const root = "../.."
 	if err := c.Apply(ctx, podMonitors); err != nil {

@@ -28,6 +28,7 @@ func (s *scene) mountOptions(node, volume string) string {
 
 // TestMountOptions: the options of the class are those that the node mounts with.
 func TestMountOptions(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "mount-options")
 	node := s.c.Nodes()[0].Name()
 	cases := []struct {
@@ -78,6 +79,7 @@ spec:
 // TestStaticVolume: a directory that is there already is mounted as the manifest of the documentation
 // says, read-only, and outlives claim and volume.
 func TestStaticVolume(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "static-volume")
 	s.server("mkdir reports && echo 42 >reports/total")
 	s.example("static-pv.yaml", "nfs.example.com", s.c.Server().IPv4(), "/export/company", s.dir)
@@ -95,6 +97,7 @@ func TestStaticVolume(t *testing.T) {
 
 // TestTakeover: a volume that csi-driver-nfs made goes on with its data, and is never deleted.
 func TestTakeover(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "takeover")
 	const volume = "pvc-4fbb2d7e-58c6-4d4c-a7a3-8d5d3f6f2e11"
 	s.server("mkdir " + volume + " && echo old >" + volume + "/file")

@@ -70,6 +70,7 @@ func expect(t *testing.T, what, got, want string) {
 
 // TestFSGroup: a pod that is not root writes, by the group that the kubelet gives the volume to.
 func TestFSGroup(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "fs-group")
 	s.claim("data")
 	s.volume("data")
@@ -80,6 +81,7 @@ func TestFSGroup(t *testing.T) {
 
 // TestDefaultMode: without parameters only root writes into a volume, and everybody reads.
 func TestDefaultMode(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "default-mode")
 	s.claim("data")
 	s.pod("root", s.c.Nodes()[0].Name(), "data")
@@ -92,6 +94,7 @@ func TestDefaultMode(t *testing.T) {
 
 // TestRunAsUser: the volume of a user is the user's alone.
 func TestRunAsUser(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "run-as-user")
 	s.class("owned", `  uid: "1000"`, `  gid: "1000"`, `  mountPermissions: "0700"`)
 	s.claim("data", "owned")
@@ -103,6 +106,7 @@ func TestRunAsUser(t *testing.T) {
 
 // TestSupplementalGroups: who is in the volume's group writes, and files stay the group's.
 func TestSupplementalGroups(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "supplemental-groups")
 	s.class("team", `  gid: "3000"`, `  mountPermissions: "2775"`)
 	s.claim("data", "team")

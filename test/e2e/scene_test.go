@@ -246,9 +246,11 @@ spec:
 // waits is the script of a container that only waits, and ends at once when it is told to.
 const waits = "trap exit TERM; sleep 3600 & wait"
 
-// pod starts a pod that only waits, and returns when it is ready.
+// pod starts a pod that only waits, and returns when it is ready. The claim must be bound first: of
+// a pod that comes past the scheduler, the kubelet tries again 10 seconds after the first attempt.
 func (s *scene) pod(name, node, claim string) {
 	s.t.Helper()
+	s.volume(claim)
 	s.apply(podManifest, name, node, waits, claim)
 	s.podReady(name)
 }
@@ -263,6 +265,7 @@ func (s *scene) podReady(name string) {
 // reader starts a pod that runs once it has found something in the volume's file, and waits for that.
 func (s *scene) reader(name, node, claim, file string) {
 	s.t.Helper()
+	s.volume(claim)
 	s.apply(podManifest, name, node, "test -s /data/"+file+" || exit 1; "+waits, claim)
 	s.podReady(name)
 }

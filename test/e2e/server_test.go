@@ -21,9 +21,13 @@ spec:
   containers: [{name: main, image: %s, command: ["true"]}]
 `
 
-// lookScript reads the writer's file again and again.
+// lookScript looks for names that no cache knows: without the server it hangs at once.
 const lookScript = `trap exit TERM
-while cat /data/writer >/tmp/copy; do usleep 100000; done`
+i=0
+while ! ls /data/none-$i 2>/dev/null; do
+	i=$((i+1))
+	usleep 100000
+done`
 
 // TestServerDead: while the NFS server is dead, pods that wait for it can be deleted, the node takes
 // other pods, and claims and pods that need it say so. When it is back, all goes on.
@@ -42,7 +46,7 @@ func TestServerDead(t *testing.T) {
 	s.claim("meanwhile")
 	s.wait("the pods to hang", func(context.Context) error {
 		hang, err := node.Output(s.ctx, "sh", "-c", "ps axwwo stat,wchan:24,args | grep '^D.*/data/'; true")
-		for _, want := range []string{"cat /data/", "sync", "sync"} {
+		for _, want := range []string{"ls /data/none", "sync", "sync"} {
 			before, after, found := strings.Cut(hang, want)
 			if err == nil && !found {
 				err = fmt.Errorf("no process hangs in %s", want)
@@ -57,9 +61,9 @@ func TestServerDead(t *testing.T) {
 	// Linux lets no process go, even with SIGKILL, that waits for its own data to be written to a hard
 	// mount. So this pod must go with the server's return only.
 	s.kubectl("delete", "pod", "stuck", "--wait=false")
+	s.apply(podManifest, "late", node.Name(), waits, "data")
 	s.apply(plainPod, node.Name(), cluster.BusyboxImage)
 	s.podReady("plain")
-	s.apply(podManifest, "late", node.Name(), waits, "data")
 	s.event("meanwhile", "ProvisioningFailed", server.IPv4())
 	s.event("late", "FailedMount", server.IPv4())
 

@@ -42,8 +42,26 @@ func (s *scene) gone(volume string) {
 	})
 }
 
+// left shows that of deleted volumes these directories are on the scene's share, and no records. That
+// their names are claimed no more is the work of the purge, in the background.
+func (s *scene) left(directories ...string) {
+	s.t.Helper()
+	got := s.stored()
+	want := stored{directories: directories, claims: got.claims}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(stored{}), cmpopts.EquateEmpty()); diff != "" {
+		s.t.Errorf("on the export (-want +got):\n%s", diff)
+	}
+	s.wait("no directory to be claimed", func(context.Context) error {
+		if claims := s.stored().claims; len(claims) > 0 {
+			return fmt.Errorf("there are %v", claims)
+		}
+		return nil
+	})
+}
+
 // TestClaim: a claim becomes a directory and a record that names it, and both go with the claim.
 func TestClaim(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "claim")
 	s.claim("data")
 	volume := s.volume("data")
@@ -69,13 +87,12 @@ func TestClaim(t *testing.T) {
 	}
 	s.kubectl("delete", "pvc", "data")
 	s.gone(volume)
-	if diff := cmp.Diff(stored{}, s.stored(), cmp.AllowUnexported(stored{}), cmpopts.EquateEmpty()); diff != "" {
-		t.Errorf("left on the export:\n%s", diff)
-	}
+	s.left()
 }
 
 // TestReclaimDelete: the directory goes with the claim, whatever is in it, and the trash is emptied.
 func TestReclaimDelete(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "reclaim-delete")
 	s.claim("data")
 	volume := s.volume("data")
@@ -88,16 +105,15 @@ func TestReclaimDelete(t *testing.T) {
 		}
 		return nil
 	})
-	if diff := cmp.Diff(stored{}, s.stored(), cmp.AllowUnexported(stored{}), cmpopts.EquateEmpty()); diff != "" {
-		t.Errorf("left on the export:\n%s", diff)
-	}
+	s.left()
 }
 
 // TestReclaimRetain: volume, directory and record outlive the claim.
 func TestReclaimRetain(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "reclaim-retain")
-	s.class("kept", "reclaimPolicy: Retain")
-	s.claim("data", "kept")
+	s.class("reclaim-retained", "reclaimPolicy: Retain")
+	s.claim("data", "reclaim-retained")
 	volume := s.volume("data")
 	s.server("echo precious >" + volume + "/file")
 	s.kubectl("delete", "pvc", "data")
@@ -121,6 +137,7 @@ func TestReclaimRetain(t *testing.T) {
 
 // TestOnDeleteRetain: the directory outlives the volume, and is no longer the driver's.
 func TestOnDeleteRetain(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "on-delete-retain")
 	s.class("kept", "  onDelete: retain")
 	s.claim("data", "kept")
@@ -128,9 +145,7 @@ func TestOnDeleteRetain(t *testing.T) {
 	s.server("echo precious >" + volume + "/file")
 	s.kubectl("delete", "pvc", "data")
 	s.gone(volume)
-	if diff := cmp.Diff(stored{directories: []string{volume}}, s.stored(), cmp.AllowUnexported(stored{}), cmpopts.EquateEmpty()); diff != "" {
-		t.Errorf("on the export (-want +got):\n%s", diff)
-	}
+	s.left(volume)
 	if got := s.server("cat " + volume + "/file && rm -r " + volume); got != "precious" {
 		t.Errorf("the file holds %q", got)
 	}
@@ -138,6 +153,7 @@ func TestOnDeleteRetain(t *testing.T) {
 
 // TestOnDeleteArchive: the directory is kept under another name.
 func TestOnDeleteArchive(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "on-delete-archive")
 	s.class("archived", "  onDelete: archive")
 	s.claim("data", "archived")
@@ -167,6 +183,7 @@ func TestOnDeleteArchive(t *testing.T) {
 
 // TestSubDir: a class names directories after claims, and parents that were made go with the last.
 func TestSubDir(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, "sub-dir")
 	s.class("named", "  subDir: ${pvc.metadata.namespace}/${pvc.metadata.name}")
 	s.claim("one", "named")
@@ -229,9 +246,7 @@ func TestManyClaims(t *testing.T) {
 		return nil
 	})
 	report(t, "deleted", time.Since(began))
-	if diff := cmp.Diff(stored{}, s.stored(), cmp.AllowUnexported(stored{}), cmpopts.EquateEmpty()); diff != "" {
-		t.Errorf("left on the export:\n%s", diff)
-	}
+	s.left()
 }
 
 // report prints a time, and puts it into the JUnit report as a property.

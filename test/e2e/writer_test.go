@@ -34,9 +34,9 @@ type writer struct {
 // writer starts a pod on the node that writes to a file of its name on the claim's volume.
 func (s *scene) writer(name, node, claim string) *writer {
 	s.t.Helper()
+	w := &writer{s: s, pod: name, file: path.Join(s.dir, s.volume(claim), name)}
 	s.apply(podManifest, name, node, strings.ReplaceAll(writeScript, "FILE", name), claim)
 	s.podReady(name)
-	w := &writer{s: s, pod: name, file: path.Join(s.dir, s.volume(claim), name)}
 	w.goesOn()
 	return w
 }
