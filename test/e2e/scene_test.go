@@ -87,7 +87,13 @@ func (s *scene) must(err error) {
 // wait waits until the condition returns nil.
 func (s *scene) wait(what string, condition func(context.Context) error) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	s.within(patience, what, condition)
+}
+
+// within is wait with another deadline.
+func (s *scene) within(d time.Duration, what string, condition func(context.Context) error) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, d)
 	defer cancel()
 	if err := s.c.WaitFor(ctx, what, condition); err != nil {
 		s.t.Fatal(err)
