@@ -120,7 +120,12 @@ func (n *node) unmount(ctx context.Context, path string) error {
 
 // makeMountPoint makes the directory at which nothing is mounted yet.
 func makeMountPoint(path string) error {
-	if err := os.MkdirAll(path, 0o750); err != nil {
+	// Mostly its parent is there, and MkdirAll looks at both first.
+	err := os.Mkdir(path, 0o750)
+	if err != nil {
+		err = os.MkdirAll(path, 0o750)
+	}
+	if err != nil {
 		return fmt.Errorf("make the mount point: %w", err)
 	}
 	return nil

@@ -60,12 +60,16 @@ func New(options Options) *Mounter {
 	if options.LookupAddress == nil {
 		options.LookupAddress = net.DefaultResolver.LookupNetIP
 	}
-	return &Mounter{
+	m := &Mounter{
 		options:       options,
 		umount2:       unix.Unmount,
 		readMountInfo: readMountInfo,
 		unmounts:      map[unmountKey]*unmountCall{},
 	}
+	if mountInfoSkips() {
+		m.readMountInfo = readSettledMountInfo
+	}
+	return m
 }
 
 // request is one mount as the kernel is asked for it: one address, one version.

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
@@ -394,5 +395,42 @@ func TestUnprivileged(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestListMany: mountinfo gives about a page a read, and no mount may be missed
+// at the seams.
+func TestListMany(t *testing.T) {
+	dir := needNamespace(t)
+	const count = 200
+	var want []string
+	for i := range count {
+		place := mkdirs(t, dir, fmt.Sprintf("%03d-%s", i, strings.Repeat("x", 150)))
+		if err := unix.Mount(dir, place, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, place)
+	}
+	for way, list := range map[string]func() (string, error){"once": readMountInfo, "settled": readSettledMountInfo} {
+		m := New(Options{})
+		m.readMountInfo = list
+		infos, err := m.List()
+		if err != nil {
+			t.Fatalf("%s: %v", way, err)
+		}
+		var got []string
+		for _, info := range infos {
+			if strings.HasPrefix(info.MountPoint, dir+"/") {
+				got = append(got, info.MountPoint)
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", way, diff)
+		}
+	}
+	for _, place := range want {
+		if err := unix.Unmount(place, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
 	}
 }
