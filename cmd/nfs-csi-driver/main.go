@@ -20,6 +20,9 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == "worker" {
 		os.Exit(runWorker())
 	}
+	if len(os.Args) > 1 && os.Args[1] == "node" {
+		beDrowsy()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	context.AfterFunc(ctx, stop) // A second signal ends the process at once.
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))

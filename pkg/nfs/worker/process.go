@@ -82,18 +82,18 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	return &process{cmd: cmd, conn: conn, socket: socket, exited: make(chan struct{})}, nil
 }
 
-// timerSlack is by how much the sleeps of a worker may be late. Go's runtime has a
+// TimerSlack is by how much the sleeps of a worker may be late. Go's runtime has a
 // thread that looks every 20 microseconds, while anything runs, for system calls
 // that take long. In a worker all calls take long, and the looking took more of
 // the processor than the work.
-const timerSlack = time.Millisecond
+const TimerSlack = time.Millisecond
 
-// startDrowsy starts the command with timerSlack, which a process has from the
+// startDrowsy starts the command with TimerSlack, which a process has from the
 // thread that forks it and keeps over execve(2) (see PR_SET_TIMERSLACK).
 func startDrowsy(cmd *exec.Cmd) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack.Nanoseconds()), 0, 0, 0); err == nil {
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(TimerSlack.Nanoseconds()), 0, 0, 0); err == nil {
 		// Zero is the thread's own default.
 		defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }()
 	}

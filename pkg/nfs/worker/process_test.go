@@ -284,7 +284,7 @@ func TestStartDrowsy(t *testing.T) {
 		return strings.TrimSpace(out.String())
 	}
 	before := slack((*exec.Cmd).Start)
-	if got, want := slack(startDrowsy), fmt.Sprint(timerSlack.Nanoseconds()); got != want {
+	if got, want := slack(startDrowsy), fmt.Sprint(TimerSlack.Nanoseconds()); got != want {
 		t.Errorf("the slack is %s ns, want %s", got, want)
 	}
 	if after := slack((*exec.Cmd).Start); after != before {
