@@ -76,6 +76,21 @@ spec:
 	}
 }
 
+// TestUnstage: a volume leaves the node with its last pod, also while another
+// volume of the same export is in use there.
+func TestUnstage(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, "unstage")
+	node := s.c.Nodes()[0]
+	s.claim("one")
+	s.claim("two")
+	s.pod("one", node.Name(), "one")
+	s.pod("two", node.Name(), "two")
+	s.kubectl("delete", "pod", "one", "--wait")
+	s.clean(node, s.volume("one"))
+	s.sh("two", "echo hello >/data/file")
+}
+
 // TestStaticVolume: a directory that is there already is mounted as the manifest of the documentation
 // says, read-only, and outlives claim and volume.
 func TestStaticVolume(t *testing.T) {

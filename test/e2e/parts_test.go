@@ -163,10 +163,7 @@ func (s *scene) mounts(node *cluster.Node, volume string) []string {
 // directories where the kubelet keeps them.
 func (s *scene) clean(node *cluster.Node, volumes ...string) {
 	s.t.Helper()
-	// The kubelet refuses to unmount a volume while others of the same file system are mounted, until
-	// the node's kernel sees, after up to a minute, that the volume is gone. It tries after 32, 64 and
-	// 128 seconds, and before.
-	s.within(2*patience, "nothing of the volumes to be left on "+node.Name(), func(context.Context) error {
+	s.within(patience, "nothing of the volumes to be left on "+node.Name(), func(context.Context) error {
 		for _, v := range volumes {
 			left := s.mounts(node, v)
 			found, err := node.Output(s.ctx, "sh", "-c", `

@@ -85,6 +85,12 @@ type request struct {
 // addresses of the server and the NFS versions are tried as nfs(5) has it. It
 // blocks in the kernel, see the package comment.
 //
+// Unless the options say "sharecache", the mount has a superblock of its own:
+// mounts that share one have one device number and root in mountinfo, so that the
+// kubelet takes two volumes of an export for mounts of one and unstages neither
+// while the other is in use (kubernetes/kubernetes#105323); and MNT_FORCE on one
+// would fail the calls of the other.
+//
 // Errors are of type *Error and wrap ErrInvalid (options, target, versions),
 // ErrPermission, ErrNoExport or ErrUnavailable.
 func (m *Mounter) Mount(ctx context.Context, export nfs.Export, dir, target string, readOnly bool) error {
@@ -97,6 +103,7 @@ func (m *Mounter) Mount(ctx context.Context, export nfs.Export, dir, target stri
 		return local("mount", target, cmp.Or(err, localCall("the mount point is no directory", unix.ENOTDIR)))
 	}
 	return m.negotiate(ctx, export, dir, readOnly, func(r request) error {
+		r.params = append([]param{{key: "nosharecache", flag: true}}, r.params...)
 		return m.attach(r, place)
 	})
 }

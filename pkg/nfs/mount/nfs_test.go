@@ -177,9 +177,32 @@ func TestNFSAddresses(t *testing.T) {
 	}
 }
 
-// Two mounts of one server share a superblock, which shows the name of the first.
+// The kubelet tells volumes by the device number of their mounts.
+func TestNFSDevices(t *testing.T) {
+	server := labEnv(t, "LAB_SERVER")
+	for way, m := range ways() {
+		for options, shared := range map[string]bool{"": false, "vers=3,nolock": false, "sharecache": true} {
+			t.Run(way+"/"+options, func(t *testing.T) {
+				var devices []uint64
+				for range 2 {
+					target, _ := mounted(t, m, labExport(t, server, options), "", false)
+					var st unix.Stat_t
+					if err := unix.Stat(target, &st); err != nil {
+						t.Fatal(err)
+					}
+					devices = append(devices, st.Dev)
+				}
+				if (devices[0] == devices[1]) != shared {
+					t.Errorf("devices %x, want the same: %t", devices, shared)
+				}
+			})
+		}
+	}
+}
+
+// Two mounts of one server can share a superblock, which shows the name of the first.
 func TestNFSOtherNameOfMountedServer(t *testing.T) {
-	byAddress, byName := labExport(t, ""), labExport(t, labEnv(t, "LAB_SERVER_NAME"))
+	byAddress, byName := labExport(t, "", "sharecache"), labExport(t, labEnv(t, "LAB_SERVER_NAME"), "sharecache")
 	for way, m := range ways() {
 		t.Run(way, func(t *testing.T) {
 			mounted(t, m, byAddress, "", false)
