@@ -216,7 +216,7 @@ func TestControllerKilled(t *testing.T) {
 	if err := remove(ctx, first, v.VolumeId); err != nil {
 		t.Fatal(err)
 	}
-	if got := shell(ctx, t, b.Server.Guest, `ls "$1"/.nfs-csi/trash`, nested); got == "" {
+	if got := shell(ctx, t, b.Server.Guest, `find "$1"/.nfs-csi/trash -mindepth 2`, nested); got == "" {
 		t.Fatal("the trash was emptied before the controller could be killed")
 	}
 	if err := first.Kill(ctx); err != nil {
@@ -230,9 +230,9 @@ func TestControllerKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What another process put there lies for a minute first.
+	// What another process put there is taken over after 20 seconds.
 	eventually(t, 3*time.Minute, func() (string, bool) {
-		got := shell(ctx, t, b.Server.Guest, `ls "$1"/.nfs-csi/trash`, nested)
+		got := shell(ctx, t, b.Server.Guest, `find "$1"/.nfs-csi/trash -mindepth 2`, nested)
 		return got, got == ""
 	})
 	if err := second.Stop(ctx); err != nil {

@@ -100,7 +100,7 @@ func TestReclaimDelete(t *testing.T) {
 	s.kubectl("delete", "pvc", "data")
 	s.gone(volume)
 	s.wait("the trash to be empty", func(context.Context) error {
-		if left := s.server("find .nfs-csi/trash -mindepth 1"); left != "" {
+		if left := s.server("find .nfs-csi/trash -mindepth 2"); left != "" {
 			return fmt.Errorf("there is %s", left)
 		}
 		return nil

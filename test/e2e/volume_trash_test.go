@@ -12,7 +12,7 @@ import (
 // come after them go on, with nobody calling. Only a StorageClass names the one export, and only
 // a PersistentVolume the other.
 //
-// It is the last of the cases that run alone, by the name of its file, so that the minute for which it
+// It is the last of the cases that run alone, by the name of its file, so that the time for which it
 // waits is that of the parallel ones.
 func TestTrashIsResumed(t *testing.T) {
 	const files = 5000
@@ -71,7 +71,7 @@ parameters: {server: %q, share: %s}
 	began := time.Now()
 	_, err = s.c.Kubectl(s.ctx, "-n", namespace, "rollout", "status", "deployment", "-l", "app.kubernetes.io/component=controller", "--timeout=90s")
 	s.must(err)
-	// What another process has put into the trash lies for a minute.
+	// What another process has put into the trash is taken over after 20 seconds.
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(s.ctx, 3*time.Minute)
 	defer cancel()

@@ -30,9 +30,6 @@ func (s *Store) CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volu
 	if err != nil {
 		return nfs.Volume{}, fmt.Errorf("prepare the directory %q: %w", ownDir, err)
 	}
-	if err := s.purge.freeClaims(ctx, l, spec.Dir); err != nil {
-		return nfs.Volume{}, err
-	}
 	c := newCreation(s, l, spec)
 	defer c.close()
 	v, err := c.run(ctx)
@@ -63,6 +60,10 @@ func checkSpec(spec nfs.VolumeSpec) error {
 	return nil
 }
 
+// raceTries is how often something is tried again that other processes have made
+// impossible by what they did at that moment.
+const raceTries = 10
+
 // creation is one run of CreateVolume, and what it has made so far.
 type creation struct {
 	s    *Store
@@ -70,18 +71,23 @@ type creation struct {
 	spec nfs.VolumeSpec
 	id   string
 	base string // last element of spec.Dir
+	// created is when the volume is made, or an earlier attempt began to.
+	created time.Time
 
 	parent      *dir
 	newParents  int  // innermost parents that it made
 	claimed     bool // the claim is of this volume
+	adopted     bool // and another run has made it
 	ownsDir     bool // the directory is this volume's
 	record      *record
 	recordFound *record // another run's record of this volume
 }
 
 func newCreation(s *Store, l *layout, spec nfs.VolumeSpec) *creation {
-	return &creation{s: s, l: l, spec: spec, id: nfs.RecordID(spec.Name), base: path.Base(spec.Dir)}
+	return &creation{s: s, l: l, spec: spec, id: nfs.RecordID(spec.Name), base: path.Base(spec.Dir), created: time.Now().UTC()}
 }
+
+func (c *creation) key() string { return volumeKey(c.id, c.created) }
 
 func (c *creation) close() { c.parent.close() }
 
@@ -107,10 +113,49 @@ func (c *creation) run(ctx context.Context) (nfs.Volume, error) {
 	return v, nil
 }
 
+// holder returns the key of the volume that claims the directory, "" if none
+// does, and its record if it has one. A delete that still holds the claim is
+// ended before.
+func (c *creation) holder(ctx context.Context, dir string) (key string, r *record, err error) {
+	last := ""
+	for range raceTries {
+		if key, err = c.l.claimant(ctx, dir); err != nil || key == "" {
+			return "", nil, err
+		}
+		id := idOf(key)
+		if id == "" { // no store wrote that
+			return key, nil, nil
+		}
+		r, err = c.l.recordForSure(ctx, id)
+		switch {
+		case err == nil && r != nil && r.key() == key:
+			return key, r, nil
+		case errors.Is(err, nfs.ErrForeign) || err == nil && key == last:
+			return key, nil, nil
+		case err != nil:
+			return "", nil, err
+		}
+		found, err := c.s.finish(ctx, c.l, id)
+		if err != nil {
+			return "", nil, err
+		}
+		if !found { // it may just have come to its end
+			last = key
+		}
+		if err := c.l.dirs.refresh(ctx); err != nil {
+			return "", nil, err
+		}
+	}
+	return "", nil, fmt.Errorf("%w: the directory %q was claimed and given up %d times meanwhile", nfs.ErrBusy, dir, raceTries)
+}
+
 // taken is the error for a directory that another volume claims.
-func (c *creation) taken(ctx context.Context, dir, owner string) error {
+func (c *creation) taken(ctx context.Context, dir, key string) error {
+	owner := idOf(key)
 	what := fmt.Sprintf("the directory %q belongs to the volume with id %q", dir, owner)
-	if nfs.CheckRecordID(owner) == nil {
+	if owner == "" {
+		what = fmt.Sprintf("the directory %q is claimed by %q, which is no volume's id: see %s", dir, key, path.Join(c.l.dirs.path, claimName(dir)))
+	} else {
 		if r, err := c.l.recordForSure(ctx, owner); err == nil && r != nil && r.Name != owner {
 			what = fmt.Sprintf("the directory %q belongs to the volume %q with id %q", dir, r.Name, owner)
 		} else if err == nil && r == nil {
@@ -123,12 +168,12 @@ func (c *creation) taken(ctx context.Context, dir, owner string) error {
 // checkAncestors refuses a volume inside a volume.
 func (c *creation) checkAncestors(ctx context.Context) error {
 	for p := parentOf(c.spec.Dir); p != ""; p = parentOf(p) {
-		owner, err := c.l.claimant(ctx, p)
+		key, _, err := c.holder(ctx, p)
 		if err != nil {
 			return err
 		}
-		if owner != "" {
-			return fmt.Errorf("a volume cannot lie inside another: %w", c.taken(ctx, p, owner))
+		if key != "" {
+			return fmt.Errorf("a volume cannot lie inside another: %w", c.taken(ctx, p, key))
 		}
 	}
 	return nil
@@ -159,7 +204,7 @@ func (c *creation) build(ctx context.Context) error {
 	if err := setOwner(ctx, c.parent, c.base, c.spec); err != nil {
 		return err
 	}
-	r := newRecord(c.s.opts, c.spec, c.newParents)
+	r := newRecord(c.s.opts, c.spec, c.newParents, c.created)
 	data, err := encode(r)
 	if err != nil {
 		return err
@@ -175,7 +220,12 @@ func (c *creation) build(ctx context.Context) error {
 		return err
 	}
 	c.record = r
-	err = c.settle(ctx)
+	if c.adopted {
+		err = c.notDeleted(ctx)
+	}
+	if err == nil {
+		err = c.settle(ctx)
+	}
 	if errors.Is(err, nfs.ErrConflict) {
 		c.ownsDir = false
 		if undo := c.l.volumes.unlink(ctx, c.id+recordSuffix); undo != nil {
@@ -185,70 +235,55 @@ func (c *creation) build(ctx context.Context) error {
 	return err
 }
 
-// claim makes sure that the directory is claimed for this volume and, unless it
-// was claimed before, that it does not exist. A claim without a record may be of a
-// volume just deleted by another process, and gets half a second to go.
-func (c *creation) claim(ctx context.Context) error {
-	tick := time.NewTicker(waitTick)
-	defer tick.Stop()
-	for try := 0; ; try++ {
-		owner, err := c.claimUnlessOwned(ctx)
-		if err != nil || owner == "" {
-			return err
-		}
-		var r *record
-		if nfs.CheckRecordID(owner) == nil {
-			if r, err = c.l.recordForSure(ctx, owner); err != nil && !errors.Is(err, nfs.ErrForeign) {
-				return err
-			}
-		}
-		if err != nil || r != nil || try == waitTicks {
-			return c.taken(ctx, c.spec.Dir, owner)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-		if err := c.l.dirs.refresh(ctx); err != nil {
-			return err
-		}
-	}
+// notDeleted ends a delete of what another run has made with the same claim, and
+// which this run has just made again.
+func (c *creation) notDeleted(ctx context.Context) error {
+	_, err := c.s.finish(ctx, c.l, c.id)
+	return err
 }
 
-// claimUnlessOwned is one try of claim; owner is the other volume that has it.
-func (c *creation) claimUnlessOwned(ctx context.Context) (owner string, err error) {
-	// That it is missing need not be asked of the server: mkdir proves it.
-	err = c.findDir(ctx, look)
-	exists := err == nil
-	if isAbsent(err) {
-		if err = c.l.dirs.symlink(ctx, c.id, claimName(c.spec.Dir)); err == nil {
-			c.claimed = true
-			return "", nil
+// claim makes sure that the directory is claimed for this volume and, unless it
+// was claimed before, that it does not exist.
+func (c *creation) claim(ctx context.Context) error {
+	for range raceTries {
+		// That it is missing need not be asked of the server: mkdir proves it.
+		err := c.findDir(ctx, look)
+		exists := err == nil
+		if isAbsent(err) {
+			if err = c.l.dirs.symlink(ctx, c.key(), claimName(c.spec.Dir)); err == nil {
+				c.claimed = true
+				return nil
+			}
+			if isTaken(err) {
+				err = nil
+			}
 		}
-		if isTaken(err) {
-			err = nil
+		if err != nil {
+			return err
 		}
+		key, r, err := c.holder(ctx, c.spec.Dir)
+		switch {
+		case err != nil:
+			return err
+		case idOf(key) == c.id:
+			c.recordFound = r // else an earlier attempt was killed, or is at work
+			_, c.created = parseKey(key)
+			c.adopted, c.claimed = true, true
+			return nil
+		case key != "":
+			return c.taken(ctx, c.spec.Dir, key)
+		case !exists:
+			continue // the claim has come and gone
+		}
+		if err := c.findDir(ctx, lookForSure); isAbsent(err) {
+			continue // and so has the directory
+		}
+		if c.recordFound, err = c.l.recordForSure(ctx, c.id); err != nil || c.recordFound != nil {
+			return err
+		}
+		return c.foreign()
 	}
-	if err != nil {
-		return "", err
-	}
-	owner, err = c.l.claimant(ctx, c.spec.Dir)
-	switch {
-	case err != nil:
-		return "", err
-	case owner == c.id:
-		c.claimed = true
-		return "", nil
-	case owner != "":
-		return owner, nil
-	case !exists:
-		return "", fmt.Errorf("%w: another claim of the directory came and went", nfs.ErrBusy)
-	}
-	if c.recordFound, err = c.l.recordForSure(ctx, c.id); err != nil || c.recordFound != nil {
-		return "", err
-	}
-	return "", c.foreign()
+	return fmt.Errorf("%w: the directory was claimed and given up %d times meanwhile", nfs.ErrBusy, raceTries)
 }
 
 func (c *creation) foreign() error {
@@ -293,7 +328,7 @@ func (c *creation) makeDir(ctx context.Context) error {
 		return err
 	}
 	owner, err := c.l.claimant(ctx, c.spec.Dir)
-	if err == nil && owner != c.id {
+	if err == nil && owner != c.key() {
 		c.claimed = false
 		err = fmt.Errorf("%w: the directory is no longer claimed for this volume", nfs.ErrBusy)
 	}
@@ -305,8 +340,7 @@ func (c *creation) mkdir(ctx context.Context) (err error) {
 	mode := nfs.UnixMode(c.spec.Mode) & 0o777
 	// Opened for chown and chmod, it must be readable to us first.
 	mode |= 0o700
-	const tries = 10
-	for range tries {
+	for range raceTries {
 		c.parent.close()
 		if c.parent, c.newParents, err = c.s.walk(ctx, parentOf(c.spec.Dir), makeMissing); err == nil {
 			err = c.parent.mkdir(ctx, c.base, mode)
@@ -316,7 +350,7 @@ func (c *creation) mkdir(ctx context.Context) (err error) {
 		}
 		// Another volume's delete has removed the parent, empty as it was.
 	}
-	return fmt.Errorf("%w: the parent directory was removed %d times while the volume was made: %v", nfs.ErrBusy, tries, err)
+	return fmt.Errorf("%w: the parent directory was removed %d times while the volume was made: %v", nfs.ErrBusy, raceTries, err)
 }
 
 // settle makes good what another run for the same volume may have undone beneath
@@ -331,7 +365,7 @@ func (c *creation) settle(ctx context.Context) error {
 		return err
 	}
 	missing := c.findDir(ctx, lookForSure)
-	if owner == c.id && missing == nil {
+	if owner == c.key() && missing == nil {
 		return nil
 	}
 	if missing != nil && !isAbsent(missing) {
@@ -369,7 +403,7 @@ func (c *creation) restore(ctx context.Context) error {
 
 func (c *creation) stillRecorded(ctx context.Context) error {
 	r, err := c.l.recordForSure(ctx, c.id)
-	if err == nil && r == nil {
+	if err == nil && (r == nil || r.key() != c.key()) {
 		err = fmt.Errorf("%w: the volume was deleted as soon as it was made", nfs.ErrBusy)
 	}
 	return err
@@ -413,7 +447,7 @@ func (c *creation) remove(ctx context.Context) error {
 	if err := c.s.removeParents(ctx, c.spec.Dir, c.newParents); err != nil {
 		return err
 	}
-	if err := c.l.unclaim(ctx, c.spec.Dir, c.id); err != nil {
+	if err := c.l.unclaim(ctx, c.spec.Dir, c.key()); err != nil {
 		return err
 	}
 	if c.ownsDir {
@@ -428,5 +462,6 @@ func (c *creation) remove(ctx context.Context) error {
 	if err != nil || r == nil || r.Dir != c.spec.Dir {
 		return err
 	}
+	c.created = r.Created
 	return c.settle(ctx)
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -151,11 +152,11 @@ func TestCreateRefused(t *testing.T) {
 		"another volume's with a name that is no id": {func(t *testing.T, dir string, s *Store) { create(t, s, volumeSpec("First!", "data")) }, "data", nfs.ErrConflict, `"First!"`},
 		"claimed, never made": {func(t *testing.T, dir string, s *Store) {
 			create(t, s, volumeSpec("first", "other"))
-			mustSymlink(t, "killed", filepath.Join(dir, ownDir, "dirs", claimName("data")))
+			mustSymlink(t, volumeKey("killed", time.Unix(1, 0)), filepath.Join(dir, ownDir, "dirs", claimName("data")))
 		}, "data", nfs.ErrConflict, "has not finished"},
 		"own claim, data in the directory": {func(t *testing.T, dir string, s *Store) {
 			create(t, s, volumeSpec("first", "other"))
-			mustSymlink(t, "v", filepath.Join(dir, ownDir, "dirs", claimName("data")))
+			mustSymlink(t, volumeKey("v", time.Unix(1, 0)), filepath.Join(dir, ownDir, "dirs", claimName("data")))
 			mustWrite(t, dir+"/data/file", "x")
 		}, "data", nfs.ErrForeign, "no record"},
 		"record of another instance": {func(t *testing.T, dir string, s *Store) {

@@ -6,9 +6,12 @@
 //
 //	.nfs-csi/                              mode 0700
 //	  volumes/<id>.json                    the record of a volume
-//	  dirs/<hash of the directory's path>  the claim of a directory: a symbolic link whose text is the id
+//	  dirs/<hash of the directory's path>  the claim of a directory: a symbolic link whose text is the volume's key, "<id>-<created>"
 //	  archive/<id>-<created>.json          the record of an archived volume
-//	  trash/                               what is deleted already and is removed in the background
+//	  trash/<slot>/                        what one process has deleted, and is removed in the background
+//	    <id>.<random>.json                 the record of a deleted volume
+//	    <id>.<random>                      its directory
+//	    <id>.<random>.claim                its claim, for a moment
 //	  work/                                records being written
 //
 // # Several processes, and any of them killed
@@ -25,16 +28,18 @@
 // directory; parents made by a create that was killed, or that lost a race, stay
 // when the volume goes.
 //
-// Delete: the directory is renamed to the trash (or the archive's name), empty
-// parents go, the record is unlinked, and with that the volume is deleted. The
-// claim is left to the purge: the name of the entry in the trash says which it is,
-// and where no directory went there, an empty one is made to say it. A create waits
-// for a claim whose volume has no record.
+// Delete: the record is renamed into the process' slot in the trash, and with that
+// the volume is deleted: only one process can. Then the directory is renamed to
+// there. The rest is the purge's: parents, the archive, the claim, and at last the
+// files. The claim keeps everyone else from the directory until it has gone.
 //
-// Between two processes that delete one volume, the slow one could move what a
-// third has made there since. It cannot while the record stands, since the claim
-// goes after the record; so who finds the record gone after the move brings the
-// directory back to the one that claims it now. For that the purge lets things that
-// another process put in the trash lie for a minute, and whoever misses the
-// directory of a recorded volume looks again for half a second.
+// A process may die between the two, and the entry be taken over by another: again
+// a rename of the record that only one can do. But the first may be slow, not dead,
+// and about to move the directory, or by then what a third has made in its place.
+// So the other removes the slot of the first before it frees anything. That works
+// only while it is empty, or else the directory may be in it already; and a rename
+// into a removed directory fails. No argument here is about time: that a slot must
+// have lain untouched for a while before the purge takes it over, and that a process
+// that lives touches its own, only keeps processes from doing each other's work.
+// A create or delete that needs the entry takes it over at once.
 package store

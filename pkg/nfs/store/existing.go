@@ -26,6 +26,7 @@ func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
 	if why := r.volume().Incompatible(c.spec); why != "" {
 		return nfs.Volume{}, fmt.Errorf("%w: a volume of that name exists, but %s", nfs.ErrConflict, why)
 	}
+	c.created = r.Created
 	if err := c.reclaim(ctx); err != nil {
 		return nfs.Volume{}, err
 	}
@@ -65,21 +66,31 @@ func (c *creation) waitForDir(ctx context.Context, r *record) error {
 	return fmt.Errorf("%w: the directory is missing though the volume has a record, so its data may be lost: bring the directory back, or delete the volume", nfs.ErrForeign)
 }
 
-// reclaim puts back the claim of a recorded volume, should it be missing.
+// reclaim puts back the claim of a recorded volume, should it be missing, or be
+// that of an attempt to make it which came to nothing.
 func (c *creation) reclaim(ctx context.Context) error {
-	owner, err := c.l.claimant(ctx, c.spec.Dir)
-	if err == nil && owner == "" {
-		if err = c.l.dirs.symlink(ctx, c.id, claimName(c.spec.Dir)); err == nil {
+	name := claimName(c.spec.Dir)
+	for range raceTries {
+		owner, err := c.l.claimant(ctx, c.spec.Dir)
+		switch {
+		case err != nil || owner == c.key():
+			return err
+		case owner == "":
+		case idOf(owner) == c.id:
+			if err := c.l.dirs.unlink(ctx, name); err != nil && !isAbsent(err) {
+				return err
+			}
+		default:
+			return c.taken(ctx, c.spec.Dir, owner)
+		}
+		if err = c.l.dirs.symlink(ctx, c.key(), name); err == nil {
 			return c.keepClaim(ctx)
 		}
-		if isTaken(err) {
-			owner, err = c.l.claimant(ctx, c.spec.Dir)
+		if !isTaken(err) {
+			return err
 		}
 	}
-	if err == nil && owner != c.id {
-		err = c.taken(ctx, c.spec.Dir, owner)
-	}
-	return err
+	return fmt.Errorf("%w: the directory was claimed and given up %d times meanwhile", nfs.ErrBusy, raceTries)
 }
 
 // keepClaim takes the claim away again if the volume was deleted meanwhile: a
@@ -87,7 +98,7 @@ func (c *creation) reclaim(ctx context.Context) error {
 func (c *creation) keepClaim(ctx context.Context) error {
 	err := c.stillRecorded(ctx)
 	if errors.Is(err, nfs.ErrBusy) {
-		if undo := c.l.unclaim(ctx, c.spec.Dir, c.id); undo != nil {
+		if undo := c.l.unclaim(ctx, c.spec.Dir, c.key()); undo != nil {
 			return fmt.Errorf("%w; and its claim could not be removed: %v", err, undo)
 		}
 	}

@@ -192,13 +192,28 @@ func (d *dir) refresh(ctx context.Context) error {
 // stat asks the server for the opened directory, and is ESTALE when that was
 // removed.
 func (d *dir) stat(ctx context.Context) error {
-	return d.do(ctx, "stat", "", func(fd int) error {
-		var st unix.Statx_t
+	_, err := d.changed(ctx)
+	return err
+}
+
+// changed is stat, and says when an entry came or went last, or touch was called.
+func (d *dir) changed(ctx context.Context) (unix.StatxTimestamp, error) {
+	var st unix.Statx_t
+	err := d.do(ctx, "stat", "", func(fd int) error {
 		err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
 		if err == nil && st.Nlink == 0 {
 			return unix.ESTALE
 		}
 		return err
+	})
+	return st.Mtime, err
+}
+
+// touch gives the directory the time of now, by the server's clock.
+func (d *dir) touch(ctx context.Context) error {
+	return d.do(ctx, "touch", "", func(fd int) error {
+		now := unix.Timespec{Nsec: unix.UTIME_NOW}
+		return unix.UtimesNanoAt(fd, ".", []unix.Timespec{now, now}, 0)
 	})
 }
 
@@ -455,6 +470,13 @@ func raced(err error) error {
 func isNotDir(err error) bool { return errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) }
 
 func isNotEmpty(err error) bool { return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) }
+
+func ignoreNotEmpty(err error) error {
+	if isNotEmpty(err) {
+		return nil
+	}
+	return err
+}
 
 func isAbsent(err error) bool { return errors.Is(err, unix.ENOENT) }
 

@@ -20,19 +20,30 @@ import (
 func interrupted(t testing.TB, dir string, n int, between func(op string) error, f func(ctx context.Context, s *Store)) (happened bool) {
 	t.Helper()
 	ops := 0
-	s := openStore(t, dir, func(o *Options) {
-		o.hook = func(ctx context.Context, op, path string) error {
-			if ctx.Value(foregroundKey{}) == nil {
-				return nil
-			}
-			if ops++; ops != n {
-				return nil
-			}
-			happened = true
-			return between(op)
+	opts := testOptions
+	opts.purgeGrace = 0
+	opts.hook = func(ctx context.Context, op, path string) error {
+		if ctx.Value(foregroundKey{}) == nil {
+			return nil
 		}
-	})
+		if ops++; ops != n {
+			return nil
+		}
+		happened = true
+		return between(op)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), root, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
 	f(context.WithValue(t.Context(), foregroundKey{}, true), s)
+	if err := errors.Join(s.Close(), root.Close()); err != nil {
+		t.Error(err)
+	}
 	return happened
 }
 
@@ -119,6 +130,56 @@ func TestSlowDelete(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A slow delete brings back what it has moved by mistake also when the parents
+// have gone meanwhile, empty without it.
+func TestSlowDeleteWithoutParents(t *testing.T) {
+	const dir = "ns/app/data"
+	eachOperation(t, func(t *testing.T, n int) bool {
+		d := t.TempDir()
+		other := openStore(t, d, func(o *Options) { o.purgeGrace = 0 })
+		create(t, other, volumeSpec("old", dir))
+		ops, made, moved, happened := 0, false, false, false
+		slow := openStore(t, d, func(o *Options) {
+			o.purgeGrace = 0
+			o.hook = func(ctx context.Context, op, p string) error {
+				if ctx.Value(foregroundKey{}) == nil {
+					return nil
+				}
+				switch ops++; {
+				case ops < n:
+				case ops == n:
+					happened = true
+					remove(t, other, "old")
+					_, err := other.CreateVolume(t.Context(), volumeSpec("new", dir))
+					if made = err == nil; !made && !errors.Is(err, nfs.ErrConflict) && !errors.Is(err, nfs.ErrBusy) {
+						t.Error(err)
+					}
+					if made {
+						mustWrite(t, filepath.Join(d, dir, "file"), "new")
+					}
+				case made && !moved && !exists(filepath.Join(d, dir)):
+					moved = true
+					if err := errors.Join(os.Remove(filepath.Join(d, "ns/app")), os.Remove(filepath.Join(d, "ns"))); err != nil {
+						t.Error(err)
+					}
+				}
+				return nil
+			}
+		})
+		err := slow.DeleteVolume(context.WithValue(t.Context(), foregroundKey{}, true), "old", "")
+		if err != nil && !errors.Is(err, nfs.ErrBusy) {
+			t.Errorf("the slow delete: %v", err)
+		}
+		if made {
+			if data, err := os.ReadFile(filepath.Join(d, dir, "file")); err != nil || string(data) != "new" {
+				t.Errorf("the new volume holds %q, %v", data, err)
+			}
+			consistent(t, d)
+		}
+		return happened
+	})
 }
 
 // While one create runs, something else happens before each of its operations.

@@ -8,7 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -19,11 +22,15 @@ import (
 const (
 	ownDir  = ".nfs-csi"
 	maxName = 255 // NAME_MAX
+
+	randomBytes = 6
 )
 
 // layout is the store's own directories, opened.
 type layout struct {
 	volumes, dirs, archive, trash, work *dir
+
+	own atomic.Pointer[dir] // see slot
 }
 
 // layout returns the store's own directories, or nil when the export has none.
@@ -142,7 +149,7 @@ func (s *Store) reopenAfter(l *layout, err error) {
 
 func (l *layout) close() error {
 	var errs []error
-	for _, d := range []*dir{l.volumes, l.dirs, l.archive, l.trash, l.work} {
+	for _, d := range []*dir{l.volumes, l.dirs, l.archive, l.trash, l.work, l.own.Load()} {
 		if d != nil {
 			errs = append(errs, d.f.Close())
 		}
@@ -243,24 +250,49 @@ func claimName(dir string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// claimant returns the id of the volume that claims the directory, or "".
+// claimant returns the key of the volume that claims the directory, or "".
 func (l *layout) claimant(ctx context.Context, dir string) (string, error) {
-	id, err := l.dirs.readlink(ctx, claimName(dir))
+	key, err := l.dirs.readlink(ctx, claimName(dir))
 	if isAbsent(err) {
 		return "", nil
 	}
-	return id, err
+	return key, err
 }
 
-// unclaim removes the claim of the directory if it is that of the volume id.
-func (l *layout) unclaim(ctx context.Context, dir, id string) error {
+// volumeKey tells the volumes that have had an id one after the other apart, as
+// the text of their claims does: "<id>-<created in Unix nanoseconds>".
+func volumeKey(id string, created time.Time) string {
+	return id + "-" + strconv.FormatInt(created.UnixNano(), 10)
+}
+
+// parseKey understands what volumeKey has made. The id of anything else is none
+// that a volume has.
+func parseKey(key string) (id string, created time.Time) {
+	i := strings.LastIndexByte(key, '-')
+	if i < 0 {
+		return "", created
+	}
+	nano, err := strconv.ParseInt(key[i+1:], 10, 64)
+	if err != nil || nfs.CheckRecordID(key[:i]) != nil {
+		return "", created
+	}
+	return key[:i], time.Unix(0, nano).UTC()
+}
+
+func idOf(key string) string {
+	id, _ := parseKey(key)
+	return id
+}
+
+// unclaim removes the claim of the directory if it is that of the volume with the key.
+func (l *layout) unclaim(ctx context.Context, dir, key string) error {
 	owner, err := l.claimant(ctx, dir)
 	if err == nil && owner == "" {
 		if err = l.dirs.refresh(ctx); err == nil {
 			owner, err = l.claimant(ctx, dir)
 		}
 	}
-	if err != nil || owner != id {
+	if err != nil || owner != key {
 		return err
 	}
 	return ignoreAbsent(l.dirs.unlink(ctx, claimName(dir)))
@@ -333,7 +365,12 @@ func parentOf(p string) string {
 }
 
 func randomName() string {
-	var b [6]byte
+	var b [randomBytes]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	return hex.EncodeToString(b[:])
+}
+
+func isRandomName(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == randomBytes
 }

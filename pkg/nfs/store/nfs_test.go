@@ -55,7 +55,7 @@ func TestCallsOnNFS(t *testing.T) {
 			// Without the purge, which works beside it.
 			s.purge.stop()
 			gone, took := calls(t, func() { remove(t, s, id) })
-			s.purge = startPurger(t.Context(), s)
+			startPurger(t.Context(), s)
 			waitPurged(t, dir)
 			t.Logf("delete: %d calls in %v: %s", sum(gone), took, gone)
 			if sum(gone) > tt.delete {

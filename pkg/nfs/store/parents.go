@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path"
-
-	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
 // removeParents removes the count innermost parents of the directory dir as far
@@ -37,7 +35,7 @@ func (s *Store) removeParents(ctx context.Context, dir string, count int) error 
 // no volume but that with the given id claims it, and says whether it is gone.
 func (s *Store) removeEmpty(ctx context.Context, l *layout, parent *dir, dir, id string) (gone bool, err error) {
 	owner, err := l.claimant(ctx, dir)
-	if err != nil || owner != "" && owner != id {
+	if err != nil || owner != "" && idOf(owner) != id {
 		return false, err
 	}
 	switch err := parent.rmdir(ctx, path.Base(dir)); {
@@ -53,15 +51,18 @@ func (s *Store) removeEmpty(ctx context.Context, l *layout, parent *dir, dir, id
 	if err := l.dirs.refresh(ctx); err != nil {
 		return true, err
 	}
-	owner, err = l.claimant(ctx, dir)
-	if err != nil || owner == "" || owner == id || nfs.CheckRecordID(owner) != nil {
+	key, err := l.claimant(ctx, dir)
+	owner = idOf(key)
+	if err != nil || owner == "" || owner == id {
 		return true, err
 	}
 	r, err := l.recordForSure(ctx, owner)
 	if err != nil || r == nil || r.Dir != dir {
 		return true, err // its own create will find it missing
 	}
-	if err := newCreation(s, l, r.spec()).restore(ctx); err != nil {
+	c := newCreation(s, l, r.spec())
+	c.created = r.Created
+	if err := c.restore(ctx); err != nil {
 		return true, fmt.Errorf("restore the directory %q of the new volume %q, which was empty and removed by mistake: %w", dir, r.Name, err)
 	}
 	return true, nil

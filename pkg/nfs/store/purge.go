@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"sync"
@@ -38,19 +40,30 @@ type purger struct {
 	read    atomic.Bool // the last pass could read the trash
 
 	mu      sync.Mutex
-	entries map[string]*entry // by name in the trash
-	claims  map[string]string // claims to be freed: the names of their entries, as confirmed
+	entries map[string]*entry // in this store's slot, by name
+	others  map[string]*otherSlot
+	strange int // names in the trash that no store gives
 }
 
-// entry is what the purger remembers of something in the trash.
+// entry is a volume whose delete is decided: its record is in the store's slot.
 type entry struct {
-	completed bool // its delete has left nothing to do
-	held      bool // about to be put there by this store, which will confirm it
-	failures  int
-	next      time.Time // not before
+	name string
+	busy chan struct{} // full while someone works on it, who alone uses what follows
+
+	place place
+	slot  string // that the directory is in, with place inSlot
+	claim bool   // may be in the slot
+
+	// completed: nothing is left to do but to remove the files.
+	completed atomic.Bool
+
+	// With the purger's mu:
+	failures int
+	next     time.Time // not before
 }
 
-func startPurger(ctx context.Context, s *Store) *purger {
+// startPurger gives the store a purger, which the store ends.
+func startPurger(ctx context.Context, s *Store) {
 	// It outlives the call that opens the store; the store ends it.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	limit := rate.Inf
@@ -65,10 +78,16 @@ func startPurger(ctx context.Context, s *Store) *purger {
 		cancel:  cancel,
 		done:    make(chan struct{}),
 		entries: map[string]*entry{},
-		claims:  map[string]string{},
+		others:  map[string]*otherSlot{},
 	}
-	go p.run(ctx)
-	return p
+	s.purge = p
+	go func() {
+		defer close(p.done)
+		var wg sync.WaitGroup
+		wg.Go(func() { p.beat(ctx) })
+		p.run(ctx)
+		wg.Wait()
+	}()
 }
 
 func (p *purger) stop() {
@@ -76,32 +95,61 @@ func (p *purger) stop() {
 	<-p.done
 }
 
-// hold announces an entry that points to what is not there yet, so that the purge
-// does not take it for one whose tree is gone. What is never confirmed, because
-// the move failed, is looked at when the grace is over.
-func (p *purger) hold(name string) {
+// begin returns a new entry for the volume, which its caller works on.
+func (p *purger) begin(id string) *entry {
+	e := &entry{name: newEntryName(id), busy: make(chan struct{}, 1)}
+	e.busy <- struct{}{}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.entries[name] = &entry{held: true, next: time.Now().Add(defaultGrace)}
+	p.entries[e.name] = e
+	return e
 }
 
-// confirm says that this store has put the entry in the trash and knows that it
-// belongs there.
-func (p *purger) confirm(name string) {
+// forget drops an entry that came to nothing.
+func (p *purger) forget(e *entry) {
 	p.mu.Lock()
-	if p.entries[name] == nil {
-		p.entries[name] = &entry{}
-	}
-	p.entries[name].held = false
-	done, _ := parseTrashName(name)
-	p.claims[done.claim] = name
-	// Earlier attempts to delete the volume may have left entries that waited for this.
-	for other, e := range p.entries {
-		if t, ok := parseTrashName(other); ok && t.id == done.id && !e.held {
-			e.next = time.Time{}
-		}
+	defer p.mu.Unlock()
+	delete(p.entries, e.name)
+}
+
+// acquire returns the entry of that name when nobody else works on it.
+func (p *purger) acquire(ctx context.Context, name string) (*entry, error) {
+	p.mu.Lock()
+	e := p.entries[name]
+	if e == nil {
+		e = &entry{name: name, busy: make(chan struct{}, 1), claim: true}
+		p.entries[name] = e
 	}
 	p.mu.Unlock()
+	select {
+	case e.busy <- struct{}{}:
+		return e, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: the volume's delete is under way: %w", nfs.ErrBusy, ctx.Err())
+	}
+}
+
+// entriesFor returns the names of the entries of the volume with that id that are
+// not completed.
+func (p *purger) entriesFor(id string) (names []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, e := range p.entries {
+		if of, _ := parseEntryName(name); of == id && !e.completed.Load() {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// release ends what begin or acquire began, and leaves the rest to the purger.
+func (p *purger) release(e *entry) {
+	<-e.busy
+	p.wakeUp()
+}
+
+// wakeUp makes the purger look at its entries now.
+func (p *purger) wakeUp() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -111,18 +159,20 @@ func (p *purger) confirm(name string) {
 func (p *purger) backlog() Backlog {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	b := Backlog{RemovedFiles: p.removed.Load(), Settled: p.read.Load() && len(p.entries) == 0}
-	b.Entries = len(p.entries)
+	b := Backlog{RemovedFiles: p.removed.Load(), Entries: len(p.entries) + p.strange, Failing: p.strange}
 	for _, e := range p.entries {
 		if e.failures > 0 {
 			b.Failing++
 		}
 	}
+	for _, o := range p.others {
+		b.Entries += o.entries
+	}
+	b.Settled = p.read.Load() && b.Entries == 0
 	return b
 }
 
 func (p *purger) run(ctx context.Context) {
-	defer close(p.done)
 	log := klog.FromContext(ctx)
 	if err := p.clearWork(ctx); err != nil && ctx.Err() == nil {
 		log.Info("Old temporary files were not removed", "err", err)
@@ -198,14 +248,24 @@ func (p *purger) pass(ctx context.Context) (next time.Time, err error) {
 		return time.Time{}, err
 	}
 	defer func() { p.s.reopenAfter(l, err) }()
+	next, err = p.takeOver(ctx, l)
+	if err != nil {
+		return time.Time{}, err
+	}
 	due, err := p.scan(ctx, l)
 	if err != nil {
 		return time.Time{}, err
 	}
-	due = slices.DeleteFunc(due, func(name string) bool { return !p.prepare(ctx, l, name) })
+	// All deletes are completed before the first tree is removed: directories should
+	// not stay claimed as long as that may take.
+	due = slices.DeleteFunc(due, func(e *entry) bool { return !p.try(ctx, l, e, p.completeEntry) })
 	var wg sync.WaitGroup
-	for _, name := range due {
-		p.spawn(&wg, func() { p.turn(ctx, l, name) })
+	for _, e := range due {
+		p.spawn(&wg, func() {
+			if p.try(ctx, l, e, p.take) {
+				p.forget(e)
+			}
+		})
 	}
 	wg.Wait()
 
@@ -219,65 +279,84 @@ func (p *purger) pass(ctx context.Context) (next time.Time, err error) {
 	return next, nil
 }
 
-// scan looks at what is in the trash and returns what is due.
-func (p *purger) scan(ctx context.Context, l *layout) (due []string, err error) {
-	if err := l.trash.refresh(ctx); err != nil {
-		return nil, err
-	}
-	p.mu.Lock()
-	before := make(map[string]bool, len(p.entries))
-	for name := range p.entries {
-		before[name] = true
-	}
-	p.mu.Unlock()
+// scan returns the entries of this store's slot that are due.
+func (p *purger) scan(ctx context.Context, l *layout) (due []*entry, err error) {
 	now := time.Now()
-	err = l.trash.list(ctx, func(names []string) error {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		for _, name := range names {
-			delete(before, name)
-			e := p.entries[name]
-			if e == nil {
-				e = &entry{next: p.firstTry(name, now)}
-				p.entries[name] = e
-			}
-			if !e.next.After(now) {
-				due = append(due, name)
-			}
+	own := l.own.Load()
+	there := map[string]bool{}
+	p.mu.Lock()
+	before := slices.Collect(maps.Values(p.entries))
+	p.mu.Unlock()
+	if own != nil {
+		err := own.refresh(ctx)
+		if errors.Is(err, nfs.ErrStale) { // taken over, with all that was in it
+			l.own.CompareAndSwap(own, nil)
+		} else if err != nil {
+			return nil, err
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
+		names, err := entriesOf(ctx, own)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			there[name] = true
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for name := range before { // known, but in the trash no more
-		if e := p.entries[name]; e != nil && e.held && e.next.After(now) {
-			continue // or not yet
+	for _, e := range before {
+		// What is not there is another process' now, unless it is on its way there.
+		if !there[e.name] && len(e.busy) == 0 {
+			delete(p.entries, e.name)
 		}
-		delete(p.entries, name)
-		if t, ok := parseTrashName(name); ok && p.claims[t.claim] == name {
-			delete(p.claims, t.claim)
+	}
+	for name := range there {
+		e := p.entries[name]
+		if e == nil {
+			e = &entry{name: name, busy: make(chan struct{}, 1), claim: true}
+			p.entries[name] = e
+		}
+		if len(e.busy) == 0 && !e.next.After(now) {
+			due = append(due, e)
 		}
 	}
 	return due, nil
 }
 
-// firstTry says when something that this store has not put into the trash may go.
-func (p *purger) firstTry(name string, now time.Time) time.Time {
-	grace := p.s.opts.purgeGrace
-	if grace == 0 {
-		grace = defaultGrace
+// try does a step with an entry, unless someone else is at it, and says whether
+// it is done.
+func (p *purger) try(ctx context.Context, l *layout, e *entry, step func(context.Context, *layout, *entry) error) bool {
+	select {
+	case e.busy <- struct{}{}:
+	default:
+		return false
 	}
-	t, ok := parseTrashName(name)
-	if !ok || grace < 0 {
-		return now
+	defer func() { <-e.busy }()
+	err := p.pace(ctx)
+	if err == nil {
+		err = step(ctx, l, e)
 	}
-	if t.since.After(now) { // other clocks may be ahead
-		t.since = now
+	if err != nil {
+		p.postpone(ctx, l, e, err)
 	}
-	return t.since.Add(grace)
+	return err == nil
+}
+
+// postpone remembers an entry that could not be removed.
+func (p *purger) postpone(ctx context.Context, l *layout, e *entry, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.next = time.Now().Add(backoff(e.failures))
+	// Without its record, it is another process' by now, and not seen again.
+	if errors.Is(err, nfs.ErrBusy) || errors.Is(err, nfs.ErrStale) || isAbsent(err) {
+		return
+	}
+	e.failures++
+	klog.FromContext(ctx).Info("A deleted volume cannot be removed from the disk and will be tried again",
+		"entry", path.Join(l.trash.path, e.name), "err", err, "next", e.next, "failures", e.failures)
 }
 
 // spawn runs f beside the caller if a slot is free, else in its place.
@@ -291,58 +370,6 @@ func (p *purger) spawn(wg *sync.WaitGroup, f func()) {
 	default:
 		f()
 	}
-}
-
-// prepare completes the delete of an entry, for all entries before the first is
-// removed: directories should not stay claimed as long as that may take.
-func (p *purger) prepare(ctx context.Context, l *layout, name string) (ready bool) {
-	p.mu.Lock()
-	e := p.entries[name]
-	completed := e != nil && e.completed
-	p.mu.Unlock()
-	if completed {
-		return true
-	}
-	err := p.pace(ctx)
-	if err == nil {
-		err = p.complete(ctx, l, name)
-	}
-	if err != nil {
-		p.postpone(ctx, l, name, err)
-	}
-	return err == nil
-}
-
-// turn takes its turn at one entry of the trash.
-func (p *purger) turn(ctx context.Context, l *layout, name string) {
-	if err := p.take(ctx, l, name); err != nil {
-		p.postpone(ctx, l, name, err)
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.entries, name)
-}
-
-// postpone remembers an entry that could not be removed.
-func (p *purger) postpone(ctx context.Context, l *layout, name string, err error) {
-	if ctx.Err() != nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	e := p.entries[name]
-	if e == nil {
-		e = &entry{}
-		p.entries[name] = e
-	}
-	e.next = time.Now().Add(backoff(e.failures))
-	if errors.Is(err, nfs.ErrBusy) {
-		return
-	}
-	e.failures++
-	klog.FromContext(ctx).Info("A deleted volume cannot be removed from the disk and will be tried again",
-		"entry", path.Join(l.trash.path, name), "err", err, "next", e.next, "failures", e.failures)
 }
 
 func (p *purger) unlink(ctx context.Context, d *dir, name string) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -15,26 +16,36 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
-
-	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
-// trashEntry makes a directory in the trash, as if a store had been killed after
-// putting it there, and returns its path.
-func trashEntry(t testing.TB, dir, name string) string {
+// trashEntry puts the empty directory of a deleted volume "gone/<id>" into the
+// trash, as if another process had been killed after that, and returns its path.
+func trashEntry(t testing.TB, dir, id string) string {
+	t.Helper()
+	p := trashRecord(t, dir, newRecord(testOptions, volumeSpec(id, "gone/"+id), 0, time.Unix(1, 0).UTC()))
+	mustMkdir(t, p)
+	return p
+}
+
+// trashRecord decides the delete of a volume, and leaves it at that.
+func trashRecord(t testing.TB, dir string, r *record) (entry string) {
 	t.Helper()
 	for _, sub := range []string{"work", "dirs", "archive", "trash", "volumes"} {
 		mustMkdir(t, filepath.Join(dir, ownDir, sub))
 	}
-	p := filepath.Join(dir, ownDir, "trash", name)
-	mustMkdir(t, p)
+	data, err := encode(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := filepath.Join(dir, ownDir, "trash", "20200101T000000Z.0123456789ab", newEntryName(r.ID))
+	mustWrite(t, p+recordSuffix, string(data))
 	return p
 }
 
 func TestPurgeIsResumed(t *testing.T) {
 	const files = 20000
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
+	p := trashEntry(t, dir, "v")
 	for d := range 20 {
 		mustMkdir(t, fmt.Sprintf("%s/%d", p, d))
 		for f := range files / 20 {
@@ -50,9 +61,7 @@ func TestPurgeIsResumed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	opts := testOptions
-	opts.purgeGrace = 0 // it is old enough
-	first, err := Open(t.Context(), root, opts)
+	first, err := Open(t.Context(), root, testOptions)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +73,7 @@ func TestPurgeIsResumed(t *testing.T) {
 		t.Fatal(err)
 	}
 	removed := first.Backlog().RemovedFiles
-	if !exists(p) || removed >= files {
+	if len(inTrash(t, dir)) == 0 || removed >= files {
 		t.Fatalf("closed too late to be a test: %d removed", removed)
 	}
 	second := openStore(t, dir)
@@ -80,7 +89,7 @@ func TestPurgeIsResumed(t *testing.T) {
 
 func TestTwoPurgers(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
+	p := trashEntry(t, dir, "v")
 	for d := range 30 {
 		for f := range 50 {
 			mustWrite(t, fmt.Sprintf("%s/%d/sub/%d", p, d, f), "")
@@ -96,57 +105,31 @@ func TestTwoPurgers(t *testing.T) {
 	}
 }
 
-// What another process has put in the trash a moment ago may have to go back.
-func TestPurgeLeavesGrace(t *testing.T) {
-	dir := t.TempDir()
-	young := trashEntry(t, dir, "v."+time.Now().UTC().Format(trashTime)+".0123456789ab.claim.1.0")
-	future := trashEntry(t, dir, "v."+time.Now().Add(time.Hour).UTC().Format(trashTime)+".0123456789ab.claim.1.0")
-	old := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
-	s := openStore(t, dir, func(o *Options) { o.purgeGrace = 0 })
-	create(t, s, volumeSpec("w", "w"))
-	remove(t, s, "w")
-	waitFor(t, "the old entry and the store's own to go", func() (bool, string) {
-		b := s.Backlog()
-		return b.Entries == 2 && !exists(old), fmt.Sprintf("%+v", b)
-	})
-	if !exists(young) || !exists(future) {
-		t.Errorf("young there: %v, future there: %v", exists(young), exists(future))
-	}
-	short := openStore(t, dir, func(o *Options) { o.purgeGrace = 10 * time.Millisecond })
-	waitFor(t, "a short grace to end", func() (bool, string) { return !exists(young) && !exists(future), fmt.Sprintf("%+v", short.Backlog()) })
-}
-
 func TestPurgeNeverFollowsLinks(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	mustWrite(t, outside+"/secret", "s")
 	mustWrite(t, dir+"/neighbour/file", "x")
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
-	trash := filepath.Dir(p)
+	p := trashEntry(t, dir, "v")
 	mustSymlink(t, outside, p+"/out")
 	mustSymlink(t, outside+"/secret", p+"/file-out")
-	mustSymlink(t, "../../../neighbour", p+"/beside")
-	mustSymlink(t, outside, trash+"/w.20200101T000000Z.0123456789ab.claim.1.0")
-	mustSymlink(t, outside, trash+"/planted")
-	// Pointers may name nothing but what the driver hides, and nothing outside.
-	foreign := []string{"neighbour", outside, ".", "../" + filepath.Base(outside)}
-	for n, text := range foreign {
-		mustSymlink(t, text, fmt.Sprintf("%s/p%d.20200101T000000Z.0123456789ab.claim.1.0%s", trash, n, pointerSuffix))
-	}
-	mustMkdir(t, outside+"/"+hiddenPrefix+"x")
-	mustSymlink(t, outside+"/"+hiddenPrefix+"x", trash+"/q1.20200101T000000Z.0123456789ab.claim.1.0.at")
-	mustSymlink(t, "../"+filepath.Base(outside)+"/"+hiddenPrefix+"x", trash+"/q2.20200101T000000Z.0123456789ab.claim.1.0.at")
+	mustSymlink(t, "../../../../neighbour", p+"/beside")
+	trash := filepath.Join(dir, ownDir, "trash")
+	// The directory of a volume may have become anything.
+	mustSymlink(t, outside, trashRecord(t, dir, newRecord(testOptions, volumeSpec("w", "gone"), 0, time.Unix(2, 0))))
+	// A link beside it is not what the driver hides, and no way out.
+	q := newRecord(testOptions, volumeSpec("q", "gone"), 0, time.Unix(3, 0))
+	mustSymlink(t, outside, dir+"/"+hiddenPrefix+path.Base(trashRecord(t, dir, q)))
 	mustSymlink(t, outside, dir+"/link")
-	mustSymlink(t, "link/"+hiddenPrefix+"x", trash+"/q3.20200101T000000Z.0123456789ab.claim.1.0.at")
+	trashRecord(t, dir, newRecord(testOptions, volumeSpec("r", "link/gone"), 0, time.Unix(4, 0)))
+	mustSymlink(t, outside, trash+"/planted")
+	mustSymlink(t, outside, trash+"/20200101T000001Z.0123456789ab")
+	mustSymlink(t, outside, path.Dir(p)+"/planted")
 	before := tree(t, outside, nil)
 
 	s := openStore(t, dir)
-	waitFor(t, "everything but the pointers to go", func() (bool, string) {
-		entries, err := os.ReadDir(trash)
-		if err != nil {
-			t.Fatal(err)
-		}
+	waitFor(t, "everything but what is planted to go", func() (bool, string) {
 		b := s.Backlog()
-		return len(entries) == b.Failing && b.Entries == b.Failing && !exists(p), fmt.Sprint(entries, b)
+		return b.Failing == 4 && b.Entries == 4 && !exists(p), fmt.Sprintf("%+v", b)
 	})
 	if diff := cmp.Diff(before, tree(t, outside, nil)); diff != "" {
 		t.Errorf("outside changed (-before +after):\n%s", diff)
@@ -159,7 +142,7 @@ func TestPurgeNeverFollowsLinks(t *testing.T) {
 // As another user than root, directories that deny everything are in the way.
 func TestPurgeOddTree(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
+	p := trashEntry(t, dir, "v")
 	mustWrite(t, p+"/denied/file", "x")
 	mustWrite(t, p+"/readonly/sub/file", "x")
 	mustMkdir(t, p+"/readonly/denied-too")
@@ -211,7 +194,7 @@ func TestPurgeOddTree(t *testing.T) {
 // keep the purge from the rest.
 func TestPurgeRetries(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
+	p := trashEntry(t, dir, "v")
 	mustWrite(t, p+"/stubborn", "x")
 	mustWrite(t, p+"/willing", "x")
 	var tries atomic.Int64
@@ -246,7 +229,7 @@ func TestPurgeRetries(t *testing.T) {
 
 func TestPurgeRate(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
+	p := trashEntry(t, dir, "v")
 	for n := range 60 {
 		mustWrite(t, fmt.Sprintf("%s/%d", p, n), "")
 	}
@@ -261,7 +244,7 @@ func TestPurgeRate(t *testing.T) {
 
 func TestPurgeIsBounded(t *testing.T) {
 	dir := t.TempDir()
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
+	p := trashEntry(t, dir, "v")
 	for n := range 300 {
 		mustWrite(t, fmt.Sprintf("%s/%d/%d/x", p, n%10, n), "")
 	}
@@ -293,14 +276,14 @@ func TestPurgeIsBounded(t *testing.T) {
 func TestPurgeOfAChangingTree(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	mustWrite(t, outside+"/secret", "s")
-	p := trashEntry(t, dir, "v.20200101T000000Z.0123456789ab.claim.1.0")
+	p := trashEntry(t, dir, "v")
 	for n := range 200 {
 		mustWrite(t, fmt.Sprintf("%s/%d/x", p, n), "")
 	}
 	openStore(t, dir, func(o *Options) {
 		o.hook = func(ctx context.Context, op, path string) error {
 			// Just before a directory is opened, it becomes a link to elsewhere.
-			if op == "open" && strings.Count(path, "/") > 2 && !strings.HasSuffix(path, ".old") {
+			if op == "open" && strings.Count(path, "/") > 3 && !strings.HasSuffix(path, ".old") {
 				target := filepath.Join(dir, path)
 				if err := os.Rename(target, target+".old"); err == nil {
 					_ = os.Symlink(outside, target)
@@ -337,12 +320,12 @@ func TestPurgeGivesWay(t *testing.T) {
 		done <- err
 	}()
 	<-busy
-	const name, files = "v.20200101T000000Z.0123456789ab.claim.1.0", 12
-	for n := range files {
-		mustWrite(t, filepath.Join(dir, ownDir, "trash", name, fmt.Sprint(n)), "")
+	const files = 12
+	for p, n := trashEntry(t, dir, "w"), 0; n < files; n++ {
+		mustWrite(t, filepath.Join(p, fmt.Sprint(n)), "")
 	}
 	start := time.Now()
-	s.purge.confirm(name)
+	s.purge.wakeUp()
 	waitFor(t, "all files to go", func() (bool, string) {
 		b := s.Backlog()
 		return b.RemovedFiles >= files, fmt.Sprintf("%+v", b)
@@ -355,121 +338,4 @@ func TestPurgeGivesWay(t *testing.T) {
 		t.Error(err)
 	}
 	waitPurged(t, dir)
-}
-
-func TestTrashName(t *testing.T) {
-	r := &record{ID: "pvc.1-a", Dir: "ns/data", ParentsCreated: 2, Created: time.Unix(1, 2)}
-	name := newTrashName(r)
-	for _, name := range []string{name, name + pointerSuffix} {
-		got, ok := parseTrashName(name)
-		if !ok || got.id != r.ID || got.claim != claimName(r.Dir) || got.created != r.Created.UnixNano() || got.parents != 2 || time.Since(got.since) > time.Minute {
-			t.Errorf("parse(%q) = %+v, %t", name, got, ok)
-		}
-	}
-	for _, name := range []string{
-		"", ".", "....", "v.20200101T000000Z.0123456789ab", "v.20200101T000000Z.r.c.1.-1", "v.20200101T000000Z.r.c.1.x", "v.20200101T000000Z.r.c.x.1",
-		"v.yesterday.r.c.1.0", "V.20200101T000000Z.r.c.1.0", ".20200101T000000Z.r.c.1.0",
-	} {
-		if got, ok := parseTrashName(name); ok {
-			t.Errorf("parse(%q) = %+v", name, got)
-		}
-	}
-}
-
-// A delete that was killed between its record and its claim leaves the claim to
-// the purge, which must not take that of a volume made since.
-func TestPurgeCompletesDelete(t *testing.T) {
-	trashed := func(id, dir string) string { return newTrashName(&record{ID: id, Dir: dir}) }
-	for name, tt := range map[string]struct {
-		claims  []string
-		entry   string
-		created []nfs.VolumeSpec
-		want    []string // claims that stay
-	}{
-		"its own":                         {[]string{"old"}, trashed("old", "data"), nil, nil},
-		"of a create that is at work":     {[]string{"new"}, trashed("old", "data"), nil, []string{"new"}},
-		"of a volume that was made again": {nil, trashed("old", "data"), []nfs.VolumeSpec{volumeSpec("old", "data")}, []string{"old"}},
-		"of another volume":               {nil, trashed("old", "data"), []nfs.VolumeSpec{volumeSpec("new", "data")}, []string{"new"}},
-		"of nobody":                       {nil, trashed("old", "data"), nil, nil},
-		"no id":                           {[]string{"../x"}, trashed("old", "data"), nil, []string{"../x"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			d := t.TempDir()
-			s := openStore(t, d)
-			create(t, s, volumeSpec("neighbour", "neighbour"))
-			for _, spec := range tt.created {
-				create(t, s, spec)
-			}
-			s.purge.stop()
-			for _, id := range tt.claims {
-				mustSymlink(t, id, filepath.Join(d, ownDir, "dirs", claimName("data")))
-			}
-			mustMkdir(t, filepath.Join(d, ownDir, "trash", tt.entry))
-			s.purge = startPurger(t.Context(), s)
-			waitPurged(t, d)
-			var got []string
-			if text, err := os.Readlink(filepath.Join(d, ownDir, "dirs", claimName("data"))); err == nil {
-				got = append(got, text)
-			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("claims (-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-// A delete may be killed just after it moved another volume's directory by
-// mistake. The purge must not remove that.
-func TestPurgeSparesMissingVolume(t *testing.T) {
-	d := t.TempDir()
-	s := openStore(t, d)
-	create(t, s, volumeSpec("new", "data"))
-	mustWrite(t, filepath.Join(d, "data/file"), "precious")
-	s.purge.stop()
-	entry := filepath.Join(d, ownDir, "trash", newTrashName(&record{ID: "old", Dir: "data"}))
-	if err := os.Rename(filepath.Join(d, "data"), entry); err != nil {
-		t.Fatal(err)
-	}
-	s.purge = startPurger(t.Context(), s)
-	waitFor(t, "the purge to refuse the entry", func() (bool, string) {
-		b := s.Backlog()
-		return b.Failing == 1, fmt.Sprintf("%+v", b)
-	})
-	if data, err := os.ReadFile(filepath.Join(entry, "file")); err != nil || string(data) != "precious" {
-		t.Errorf("the entry holds %q, %v", data, err)
-	}
-}
-
-// What a delete has moved stays in the trash until its record has gone: whoever
-// finds that it should not have been deleted can bring it back so far.
-func TestPurgeWaitsForRecord(t *testing.T) {
-	d := t.TempDir()
-	s := openStore(t, d)
-	create(t, s, volumeSpec("v", "data"))
-	mustWrite(t, filepath.Join(d, "data/file"), "x")
-	r, err := s.current().record(t.Context(), "v")
-	if err != nil {
-		t.Fatal(err)
-	}
-	entry := filepath.Join(d, ownDir, "trash", newTrashName(r))
-	s.purge.stop()
-	if err := os.Rename(filepath.Join(d, "data"), entry); err != nil {
-		t.Fatal(err)
-	}
-	s.purge = startPurger(t.Context(), s)
-	waitFor(t, "the purge to see the entry", func() (bool, string) {
-		b := s.Backlog()
-		return b.Entries == 1 && b.Failing == 0, fmt.Sprintf("%+v", b)
-	})
-	create(t, s, volumeSpec("other", "other"))
-	remove(t, s, "other")
-	waitFor(t, "the purge to remove another", func() (bool, string) {
-		b := s.Backlog()
-		return b.Entries == 1 && b.RemovedFiles > 0, fmt.Sprintf("%+v", b)
-	})
-	if !exists(entry + "/file") {
-		t.Error("the purge did not wait for the record")
-	}
-	remove(t, s, "v")
-	waitPurged(t, d)
 }

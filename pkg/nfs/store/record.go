@@ -58,8 +58,7 @@ type archiveRecord struct {
 	Volume   record    `json:"volume"`
 }
 
-func newRecord(opts Options, spec nfs.VolumeSpec, parentsCreated int) *record {
-	now := time.Now().UTC()
+func newRecord(opts Options, spec nfs.VolumeSpec, parentsCreated int, created time.Time) *record {
 	return &record{
 		Version:        recordVersion,
 		Driver:         opts.DriverName,
@@ -75,8 +74,8 @@ func newRecord(opts Options, spec nfs.VolumeSpec, parentsCreated int) *record {
 		GID:            spec.GID,
 		Claim:          spec.Claim,
 		State:          stateReady,
-		Created:        now,
-		Changed:        now,
+		Created:        created,
+		Changed:        created,
 	}
 }
 
@@ -89,6 +88,8 @@ func parseMode(s string) (uint32, error) {
 	}
 	return uint32(mode), nil
 }
+
+func (r *record) key() string { return volumeKey(r.ID, r.Created) }
 
 // volume returns what a checked record says.
 func (r *record) volume() nfs.Volume {

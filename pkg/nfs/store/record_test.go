@@ -15,7 +15,7 @@ import (
 func someRecord() *record {
 	uid := uint32(0)
 	r := newRecord(testOptions, nfs.VolumeSpec{Name: "größe #1", Dir: "a b/ü/%41", MinBytes: 5, OnDelete: nfs.Archive,
-		Mode: nfs.FileMode(0o2770), UID: &uid, Claim: nfs.Claim{Namespace: "n", Name: "c"}}, 1)
+		Mode: nfs.FileMode(0o2770), UID: &uid, Claim: nfs.Claim{Namespace: "n", Name: "c"}}, 1, time.Now().UTC())
 	return r
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,9 +22,9 @@ const (
 	DefaultPurgeRate        = 2000
 )
 
-// defaultGrace is how long the purge leaves alone what another process put in
-// the trash, so that it can move it back (see the package's description).
-const defaultGrace = time.Minute
+// defaultGrace is how long the slot of another process must have lain untouched
+// in the trash to be taken over, while nobody asks for what is in it.
+const defaultGrace = 20 * time.Second
 
 // Options say whose volumes a store keeps and how hard its purge works.
 type Options struct {
@@ -109,13 +110,19 @@ func Open(ctx context.Context, root *os.Root, opts Options) (*Store, error) {
 	if _, err := s.layout(ctx); err != nil {
 		return nil, errors.Join(err, s.closeDirs())
 	}
-	s.purge = startPurger(ctx, s)
+	startPurger(ctx, s)
 	return s, nil
 }
 
 // Close ends the purge, which a later store resumes, and releases the export.
 func (s *Store) Close() error {
 	s.purge.stop()
+	if l := s.current(); l != nil && s.purge.backlog().Settled {
+		if own := l.own.Load(); own != nil {
+			// Where it fails, another process removes it in time.
+			_ = l.trash.rmdir(context.Background(), path.Base(own.path))
+		}
+	}
 	return s.closeDirs()
 }
 

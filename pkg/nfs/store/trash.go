@@ -5,160 +5,333 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
 const (
-	trashTime     = "20060102T150405Z"
-	pointerSuffix = ".at"
+	claimSuffix  = ".claim"
+	hiddenPrefix = ".nfs-csi-trash-"
 )
 
-// trashed is what the name of an entry in the trash says: whose delete has put it
-// there, and when, and what that delete may have left to do.
-type trashed struct {
-	id      string // of the record
-	created int64  // when the record was, in Unix nanoseconds
-	since   time.Time
-	claim   string // the name of the claim (claimName)
-	parents int    // how many innermost parents may go with the volume
+// newEntryName names what a delete puts into the slot: "<id>.<random>" is the
+// directory, with recordSuffix the record, with claimSuffix the claim on its way
+// out. It stays the same in every slot that the entry moves to.
+func newEntryName(id string) string { return id + "." + randomName() }
+
+// parseEntryName returns the id of the volume that was deleted.
+func parseEntryName(name string) (id string, ok bool) {
+	i := strings.LastIndexByte(name, '.')
+	if i < 0 || !isRandomName(name[i+1:]) {
+		return "", false
+	}
+	return name[:i], nfs.CheckRecordID(name[:i]) == nil
 }
 
-// newTrashName is "<id>.<time>.<random>.<claim>.<created>.<parents>", which no
-// other has.
-func newTrashName(r *record) string {
-	return strings.Join([]string{r.ID, time.Now().UTC().Format(trashTime), randomName(), claimName(r.Dir),
-		strconv.FormatInt(r.Created.UnixNano(), 10), strconv.Itoa(r.ParentsCreated)}, ".")
+// locate says in whose slot the directory of an entry is; "" if in none.
+func (p *purger) locate(ctx context.Context, l *layout, own *dir, name string) (slot string, err error) {
+	if _, err := own.lstat(ctx, name); !isAbsent(err) {
+		return path.Base(own.path), err
+	}
+	err = p.otherSlots(ctx, l, func(other *dir) error {
+		_, err := other.lstat(ctx, name)
+		if err == nil {
+			slot = path.Base(other.path)
+		}
+		return ignoreAbsent(err)
+	})
+	return slot, err
 }
 
-// parseTrashName understands what newTrashName has made, with or without the
-// suffix of a pointer; ok is false for anything else.
-func parseTrashName(name string) (t trashed, ok bool) {
-	fields := strings.Split(strings.TrimSuffix(name, pointerSuffix), ".")
-	const tail = 5
-	if len(fields) <= tail {
-		return trashed{}, false
+// finish ends the deletes of volumes with that id that were decided and still hold
+// a claim, whoever began them, and says whether there was one.
+func (s *Store) finish(ctx context.Context, l *layout, id string) (found bool, err error) {
+	p := s.purge
+	for _, name := range p.entriesFor(id) {
+		err := p.complete(ctx, l, name)
+		if errors.Is(err, errTakenOver) {
+			continue
+		}
+		if err != nil {
+			return true, err
+		}
+		found = true
 	}
-	last := fields[len(fields)-tail:]
-	t.id = strings.Join(fields[:len(fields)-tail], ".")
-	t.claim = last[2]
-	var errs [3]error
-	t.since, errs[0] = time.Parse(trashTime, last[0])
-	t.created, errs[1] = strconv.ParseInt(last[3], 10, 64)
-	t.parents, errs[2] = strconv.Atoi(last[4])
-	if errors.Join(errs[:]...) != nil || t.parents < 0 {
-		return trashed{}, false
+	if found {
+		return true, nil
 	}
-	return t, nfs.CheckRecordID(t.id) == nil
-}
-
-// take removes one entry of the trash: a tree, or a pointer to a tree elsewhere
-// on the export.
-func (p *purger) take(ctx context.Context, l *layout, name string) error {
-	if !strings.HasSuffix(name, pointerSuffix) {
-		return p.remove(ctx, l.trash, name, nil, 0)
-	}
-	target, err := l.trash.readlink(ctx, name)
-	switch {
-	case isAbsent(err):
+	err = p.otherSlots(ctx, l, func(slot *dir) error {
+		entries, err := entriesOf(ctx, slot)
+		if err != nil {
+			return err
+		}
+		for _, name := range entries {
+			if of, _ := parseEntryName(name); of != id {
+				continue
+			}
+			found = true
+			err := p.adopt(ctx, l, slot, name)
+			if err == nil {
+				err = p.complete(ctx, l, name)
+			}
+			if err != nil && !isAbsent(err) && !errors.Is(err, errTakenOver) {
+				return err
+			}
+		}
 		return nil
-	case errors.Is(err, unix.EINVAL): // no pointer, whatever its name
-		return p.remove(ctx, l.trash, name, nil, 0)
-	case err != nil:
+	})
+	return found, ignoreAbsent(err)
+}
+
+// errTakenOver says that the record of an entry is no longer in this store's slot.
+var errTakenOver = fmt.Errorf("%w: another process has taken over the volume's delete", nfs.ErrBusy)
+
+// complete does what is left of a delete after its decision, but for removing the
+// files: the directory is in the trash (or the archive) then, and the claim free.
+func (p *purger) complete(ctx context.Context, l *layout, name string) error {
+	e, err := p.acquire(ctx, name)
+	if err != nil {
 		return err
 	}
-	if base := path.Base(target); !strings.HasPrefix(base, hiddenPrefix) {
-		return fmt.Errorf("%w: the text of the pointer, %q, is not what this driver writes; remove the pointer by hand", nfs.ErrForeign, target)
+	defer p.release(e)
+	if err = p.completeEntry(ctx, l, e); errors.Is(err, errTakenOver) {
+		p.forget(e)
 	}
-	parent, _, err := p.s.walk(ctx, parentOf(target), lookForSure)
-	if err == nil {
-		err = p.remove(ctx, parent, path.Base(target), nil, 0)
-		parent.close()
+	return err
+}
+
+func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
+	if e.completed.Load() {
+		return nil
 	}
+	own, err := l.slot(ctx)
+	if err != nil {
+		return err
+	}
+	id, _ := parseEntryName(e.name)
+	r, err := l.recordIn(ctx, own, e.name+recordSuffix, id)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return errTakenOver
+	}
+	if r.OnDelete != nfs.Retain {
+		if err := p.collect(ctx, l, own, e, r); err != nil {
+			return err
+		}
+	}
+	if r.OnDelete == nfs.Archive {
+		if err := p.s.archive(ctx, l, own, e, r); err != nil {
+			return err
+		}
+	}
+	if err := p.s.removeParents(ctx, r.Dir, r.ParentsCreated); err != nil {
+		return err
+	}
+	if err := p.freeClaim(ctx, l, own, e, r); err != nil {
+		return err
+	}
+	e.completed.Store(true)
+	return nil
+}
+
+// collect sees to it that the directory is where the purge finds it. It was moved
+// by the delete itself, unless that was killed or failed.
+func (p *purger) collect(ctx context.Context, l *layout, own *dir, e *entry, r *record) error {
+	if e.place != unknown {
+		return nil
+	}
+	parent, _, err := p.s.walk(ctx, parentOf(r.Dir), lookForSure)
 	if err != nil && !isAbsent(err) {
 		return err
 	}
-	// Only now its parents may be empty.
-	if t, ok := parseTrashName(name); ok {
-		if err := p.s.removeParents(ctx, target, t.parents); err != nil {
+	defer parent.close()
+	if parent != nil {
+		switch err := parent.rmdir(ctx, hiddenPrefix+e.name); {
+		case isNotEmpty(err):
+			e.place = besideIt
+			return nil
+		case err != nil && !isAbsent(err):
 			return err
 		}
 	}
-	return p.unlink(ctx, l.trash, name)
-}
-
-// freeClaims removes the claims that this store's deletes have left to the purge,
-// of the directory and of those around it.
-func (p *purger) freeClaims(ctx context.Context, l *layout, dir string) error {
-	for ; dir != ""; dir = parentOf(dir) {
-		p.mu.Lock()
-		name := p.claims[claimName(dir)]
-		p.mu.Unlock()
-		if name == "" {
-			continue
-		}
-		if err := p.complete(ctx, l, name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// complete ends the delete that has put the entry into the trash: it removes the
-// claim. It fails with ErrBusy while the volume has its record, and with
-// ErrForeign for what may be another volume's directory, moved by mistake by a
-// delete that was killed before it could move it back.
-func (p *purger) complete(ctx context.Context, l *layout, name string) error {
-	t, ok := parseTrashName(name)
-	if !ok {
-		return nil
-	}
-	if err := p.freeClaim(ctx, l, t); err != nil {
+	if e.slot, err = p.locate(ctx, l, own, e.name); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.claims[t.claim] == name {
-		delete(p.claims, t.claim)
+	if e.slot != "" {
+		e.place = inSlot
+		return nil
 	}
-	if e := p.entries[name]; e != nil {
-		e.completed = true
+	if err := p.fence(ctx, l, e.name); err != nil {
+		return err
 	}
-	return nil
-}
-
-func (p *purger) freeClaim(ctx context.Context, l *layout, t trashed) error {
 	if err := l.dirs.refresh(ctx); err != nil {
 		return err
 	}
-	owner, err := l.dirs.readlink(ctx, t.claim)
-	if isAbsent(err) || err == nil && nfs.CheckRecordID(owner) != nil {
+	key, err := l.claimant(ctx, r.Dir)
+	if err != nil {
+		return err
+	}
+	if key != r.key() || parent == nil { // it is gone, or no longer this volume's
+		e.place = nowhere
 		return nil
+	}
+	e.slot = path.Base(own.path)
+	e.place, err = moveAway(ctx, parent, path.Base(r.Dir), own, e.name)
+	return err
+}
+
+// place says where a delete has moved the directory.
+type place int
+
+const (
+	unknown  place = iota
+	nowhere        // it was missing, or is removed already
+	inSlot         // as the entry's name
+	besideIt       // in a hidden directory beside its old name, on another file system than the trash
+)
+
+// moveAway moves the directory to the slot or, from another file system of the
+// server, into a hidden directory beside it. ENOENT means that it is the slot
+// that is missing.
+func moveAway(ctx context.Context, parent *dir, base string, own *dir, name string) (place, error) {
+	err := parent.rename(ctx, base, own, name)
+	switch {
+	case err == nil:
+		return inSlot, nil
+	case isAbsent(err):
+		if gone := own.stat(ctx); gone != nil {
+			return unknown, gone
+		}
+		return nowhere, nil
+	case !errors.Is(err, unix.EXDEV):
+		return unknown, err
+	}
+	hidden := hiddenPrefix + name
+	if err := parent.mkdir(ctx, hidden, 0o700); err != nil {
+		return unknown, err
+	}
+	to, err := parent.openDir(ctx, hidden)
+	if err != nil {
+		return unknown, err
+	}
+	defer to.close()
+	// Whoever takes the entry over takes its record away first and then this hidden
+	// directory: so either the record is missing here, or the move fails.
+	if _, err := own.lstat(ctx, name+recordSuffix); err != nil {
+		return unknown, errors.Join(err, parent.rmdir(ctx, hidden))
+	}
+	err = parent.rename(ctx, base, to, name)
+	if isAbsent(err) {
+		return nowhere, ignoreAbsent(parent.rmdir(ctx, hidden))
+	}
+	if err != nil {
+		return unknown, err
+	}
+	return besideIt, nil
+}
+
+// freeClaim takes away the claim of the directory, if it is this very volume's.
+func (p *purger) freeClaim(ctx context.Context, l *layout, own *dir, e *entry, r *record) error {
+	if err := l.dirs.refresh(ctx); err != nil {
+		return err
+	}
+	owner, err := l.claimant(ctx, r.Dir)
+	if err != nil || owner != r.key() {
+		return err
+	}
+	out := e.name + claimSuffix
+	e.claim = true
+	if err := l.dirs.rename(ctx, claimName(r.Dir), own, out); err != nil {
+		return ignoreAbsent(err)
+	}
+	text, err := own.readlink(ctx, out)
+	if err != nil {
+		return ignoreAbsent(err)
+	}
+	if text != owner {
+		klog.FromContext(ctx).Info("A claim was made at the moment that another was given up, and is put back", "dir", r.Dir, "claim", text)
+		if err := l.dirs.symlink(ctx, text, claimName(r.Dir)); err != nil && !isTaken(err) {
+			return err
+		}
+	}
+	err = ignoreAbsent(own.unlink(ctx, out))
+	e.claim = err != nil
+	return err
+}
+
+// take removes what a completed delete has put into the trash; its record last,
+// since without it nothing in a slot is touched.
+func (p *purger) take(ctx context.Context, l *layout, e *entry) error {
+	own, err := l.slot(ctx)
+	if err != nil {
+		return err
+	}
+	switch e.place {
+	case inSlot:
+		err = p.takeFrom(ctx, l, own, e)
+	case besideIt:
+		err = p.takeHidden(ctx, l, own, e)
 	}
 	if err != nil {
 		return err
 	}
-	r, err := l.recordForSure(ctx, owner)
-	switch {
-	case err != nil:
+	if e.claim {
+		if err := p.takeClaim(ctx, l, own, e.name+claimSuffix); err != nil {
+			return err
+		}
+	}
+	return ignoreAbsent(own.unlink(ctx, e.name+recordSuffix))
+}
+
+// slotOf opens the slot that the entry's directory is in.
+func (p *purger) slotOf(ctx context.Context, l *layout, own *dir, e *entry) (*dir, error) {
+	if e.slot == path.Base(own.path) {
+		return own, nil
+	}
+	return l.trash.openDir(ctx, e.slot)
+}
+
+func (p *purger) takeFrom(ctx context.Context, l *layout, own *dir, e *entry) error {
+	slot, err := p.slotOf(ctx, l, own, e)
+	if err != nil {
+		return ignoreAbsent(err)
+	}
+	defer slot.close()
+	if err := p.remove(ctx, slot, e.name, nil, 0); err != nil || slot == own {
 		return err
-	case r != nil && claimName(r.Dir) != t.claim, r == nil && owner != t.id:
-		return nil
-	case r == nil:
-		return ignoreAbsent(l.dirs.unlink(ctx, t.claim))
-	case owner == t.id && r.Created.UnixNano() == t.created:
-		return fmt.Errorf("%w: the volume %q still has its record: its delete will be tried again", nfs.ErrBusy, r.Name)
-	case owner == t.id: // it was made again since
-		return nil
 	}
-	missing := newCreation(p.s, l, r.spec()).findDir(ctx, lookForSure)
-	if isAbsent(missing) {
-		return fmt.Errorf("%w: this may be the directory of the volume %q, which is missing: if its data is here, move it to %q, else make an empty directory there", nfs.ErrForeign, r.Name, r.Dir)
+	return ignoreAbsent(ignoreNotEmpty(l.trash.rmdir(ctx, e.slot)))
+}
+
+func (p *purger) takeHidden(ctx context.Context, l *layout, own *dir, e *entry) error {
+	id, _ := parseEntryName(e.name)
+	r, err := l.recordIn(ctx, own, e.name+recordSuffix, id)
+	if err != nil || r == nil {
+		return err
 	}
-	return missing
+	parent, _, err := p.s.walk(ctx, parentOf(r.Dir), lookForSure)
+	if err != nil {
+		return ignoreAbsent(err)
+	}
+	err = p.remove(ctx, parent, hiddenPrefix+e.name, nil, 0)
+	parent.close()
+	if err != nil {
+		return err
+	}
+	// Only now its parents may be empty.
+	return p.s.removeParents(ctx, r.Dir, r.ParentsCreated)
+}
+
+// takeClaim removes a claim on its way out, from whose slot ever.
+func (p *purger) takeClaim(ctx context.Context, l *layout, own *dir, name string) error {
+	if err := own.unlink(ctx, name); !isAbsent(err) {
+		return err
+	}
+	return p.otherSlots(ctx, l, func(slot *dir) error { return ignoreAbsent(slot.unlink(ctx, name)) })
 }

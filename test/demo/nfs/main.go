@@ -238,7 +238,7 @@ func (d *demo) emptied(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		left, err := d.bed.Server.Output(ctx, "sh", "-c", "find "+share+" -mindepth 1 -not -type d; ls "+share+"; ls "+share+"/.nfs-csi/trash")
+		left, err := d.bed.Server.Output(ctx, "sh", "-c", "find "+share+" -mindepth 1 -not -type d; ls "+share+"; find "+share+"/.nfs-csi/trash -mindepth 2")
 		if err != nil {
 			return fmt.Errorf("wait for the purge: %w", err)
 		}

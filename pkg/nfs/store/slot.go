@@ -1,0 +1,272 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+)
+
+const slotTime = "20060102T150405Z"
+
+// slot returns this store's own directory in the trash, and makes it if it has
+// none.
+func (l *layout) slot(ctx context.Context) (*dir, error) {
+	if own := l.own.Load(); own != nil {
+		return own, nil
+	}
+	name := time.Now().UTC().Format(slotTime) + "." + randomName()
+	if err := l.trash.mkdir(ctx, name, 0o700); err != nil {
+		return nil, err
+	}
+	own, err := l.trash.openDir(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	own.kept = true
+	if !l.own.CompareAndSwap(nil, own) { // another goroutine was faster
+		return l.own.Load(), errors.Join(l.trash.rmdir(ctx, name), own.f.Close())
+	}
+	return own, nil
+}
+
+func (l *layout) isOwn(slot string) bool {
+	own := l.own.Load()
+	return own != nil && slot == path.Base(own.path)
+}
+
+func isSlotName(name string) bool {
+	made, random, ok := strings.Cut(name, ".")
+	_, err := time.Parse(slotTime, made)
+	return ok && err == nil && isRandomName(random)
+}
+
+// otherSlots calls each with the slots of other processes.
+func (p *purger) otherSlots(ctx context.Context, l *layout, each func(slot *dir) error) error {
+	if err := l.trash.refresh(ctx); err != nil {
+		return err
+	}
+	var slots []string
+	err := l.trash.list(ctx, func(names []string) error {
+		for _, name := range names {
+			if isSlotName(name) && !l.isOwn(name) {
+				slots = append(slots, name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range slots {
+		slot, err := l.trash.openDir(ctx, name)
+		if isAbsent(err) || isNotDir(err) {
+			continue
+		}
+		if err == nil {
+			err = each(slot)
+			slot.close()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// entriesOf returns the names of the entries whose records are in the slot; none
+// when it was removed.
+func entriesOf(ctx context.Context, slot *dir) (entries []string, err error) {
+	err = slot.list(ctx, func(names []string) error {
+		for _, n := range names {
+			if name, ok := strings.CutSuffix(n, recordSuffix); ok {
+				if _, ok := parseEntryName(name); ok {
+					entries = append(entries, name)
+				}
+			}
+		}
+		return nil
+	})
+	if isAbsent(err) || errors.Is(err, nfs.ErrStale) {
+		return nil, nil
+	}
+	return entries, err
+}
+
+// adopt takes an entry over from another process, which is to take its record, and
+// only one can. It fails with ENOENT when another was faster. What else there is of
+// it stays where it is: nothing else has that name.
+func (p *purger) adopt(ctx context.Context, l *layout, from *dir, name string) error {
+	own, err := l.slot(ctx)
+	if err != nil {
+		return err
+	}
+	return from.rename(ctx, name+recordSuffix, own, name+recordSuffix)
+}
+
+// fence makes sure that no other process can still move anything into the trash
+// that it has begun to: it removes their slots, which they hold open, and which
+// must be empty for that.
+func (p *purger) fence(ctx context.Context, l *layout, name string) error {
+	return p.otherSlots(ctx, l, func(slot *dir) error {
+		// All that a process which was killed late may have left of the entry.
+		if err := slot.unlink(ctx, name+claimSuffix); err != nil && !isAbsent(err) {
+			return err
+		}
+		err := l.trash.rmdir(ctx, path.Base(slot.path))
+		if isNotEmpty(err) {
+			return fmt.Errorf("%w: it was begun by a process that may still be at work in %q", nfs.ErrBusy, slot.path)
+		}
+		return ignoreAbsent(err)
+	})
+}
+
+// otherSlot is what the purger remembers of another process' slot.
+type otherSlot struct {
+	stamp   unix.StatxTimestamp // when it changed last, by the server's clock
+	since   time.Time           // that long it has been so, by ours
+	entries int
+}
+
+// takeOver looks at the slots of other processes and takes over what those have
+// left that seem to have died. It says when to look again.
+func (p *purger) takeOver(ctx context.Context, l *layout) (next time.Time, err error) {
+	if err := l.trash.refresh(ctx); err != nil {
+		return time.Time{}, err
+	}
+	var slots []string
+	strange := 0
+	err = l.trash.list(ctx, func(names []string) error {
+		for _, name := range names {
+			if isSlotName(name) {
+				slots = append(slots, name)
+			} else {
+				strange++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return time.Time{}, err
+	}
+	p.mu.Lock()
+	before := p.others
+	p.mu.Unlock()
+	others := make(map[string]*otherSlot, len(slots))
+	for _, name := range slots {
+		if l.isOwn(name) {
+			continue
+		}
+		o, due, err := p.watch(ctx, l, name, before[name])
+		if isNotDir(err) {
+			strange++
+			continue
+		}
+		if err != nil {
+			return time.Time{}, err
+		}
+		if o == nil {
+			continue
+		}
+		others[name] = o
+		if next.IsZero() || due.Before(next) {
+			next = due
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.others = others
+	if strange > p.strange {
+		klog.FromContext(ctx).Info("Something in the trash was not put there by this driver and stays: remove it by hand", "dir", l.trash.path, "count", strange)
+	}
+	p.strange = strange
+	return next, nil
+}
+
+// watch looks at another process' slot, which was as o says before, and takes
+// over its entries when it is due.
+func (p *purger) watch(ctx context.Context, l *layout, name string, o *otherSlot) (_ *otherSlot, due time.Time, err error) {
+	slot, err := l.trash.openDir(ctx, name)
+	if err != nil {
+		return nil, due, ignoreAbsent(err)
+	}
+	defer slot.close()
+	stamp, err := slot.changed(ctx)
+	if err != nil {
+		if errors.Is(err, nfs.ErrStale) {
+			return nil, due, nil
+		}
+		return nil, due, err
+	}
+	now := time.Now()
+	since := now
+	if o != nil && o.stamp == stamp {
+		since = o.since
+	}
+	entries, err := entriesOf(ctx, slot)
+	if err != nil {
+		return nil, due, err
+	}
+	o = &otherSlot{stamp: stamp, since: since, entries: len(entries)}
+	wait := p.grace()
+	if p.s.opts.purgeGrace < 0 {
+		wait = 0
+	}
+	if len(entries) == 0 { // it does no harm, and may be in use again
+		wait = workAge
+	}
+	if due = o.since.Add(wait); due.After(now) {
+		return o, due, nil
+	}
+	for _, name := range entries {
+		err := p.adopt(ctx, l, slot, name)
+		if isAbsent(err) {
+			continue
+		}
+		if err != nil {
+			return nil, due, err
+		}
+		klog.FromContext(ctx).Info("The delete of a volume was begun by another process and is taken over", "entry", path.Join(slot.path, name))
+	}
+	if err := l.trash.rmdir(ctx, name); err != nil && !isAbsent(err) && !isNotEmpty(err) {
+		return nil, due, err
+	}
+	return nil, due, nil
+}
+
+// beat shows other processes that this one lives, as long as its slot holds anything.
+func (p *purger) beat(ctx context.Context) {
+	tick := time.NewTicker(p.grace() / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		p.mu.Lock()
+		idle := len(p.entries) == 0
+		p.mu.Unlock()
+		if l := p.s.current(); l != nil && !idle {
+			if own := l.own.Load(); own != nil {
+				// Where it fails, others may take over, which they could anyway.
+				_ = own.touch(ctx)
+			}
+		}
+	}
+}
+
+// grace is how long another process' slot must have lain unchanged to be taken over.
+func (p *purger) grace() time.Duration {
+	if p.s.opts.purgeGrace > 0 {
+		return p.s.opts.purgeGrace
+	}
+	return defaultGrace
+}

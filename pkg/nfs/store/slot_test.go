@@ -1,0 +1,185 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What another process has in the trash is its own while it lives.
+func TestTakeOver(t *testing.T) {
+	dir := t.TempDir()
+	p := trashEntry(t, dir, "v")
+	slot := path.Dir(p)
+	s := openStore(t, dir, func(o *Options) { o.purgeGrace = time.Hour })
+	create(t, s, volumeSpec("w", "w"))
+	remove(t, s, "w")
+	waitFor(t, "its own entry to go", func() (bool, string) {
+		b := s.Backlog()
+		return b.Entries == 1 && b.RemovedFiles == 1, fmt.Sprintf("%+v", b)
+	})
+	s.purge.stop()
+	watch := func(o *otherSlot) *otherSlot {
+		o, due, err := s.purge.watch(t.Context(), s.current(), path.Base(slot), o)
+		if err != nil || o != nil && time.Until(due) < 59*time.Minute {
+			t.Fatalf("%+v, due %v, %v", o, due, err)
+		}
+		return o
+	}
+	long := time.Now().Add(-2 * time.Hour)
+	o := watch(nil)
+	o.since = long
+	if err := os.Chtimes(slot, time.Now(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if o = watch(o); o == nil || o.since.Equal(long) || !exists(p+recordSuffix) {
+		t.Fatalf("taken over though it was touched: %+v", o)
+	}
+	o.since = long
+	if o = watch(o); o != nil || exists(p+recordSuffix) {
+		t.Fatalf("not taken over: %+v", o)
+	}
+	startPurger(t.Context(), s)
+	waitPurged(t, dir)
+}
+
+// A process shows that it lives.
+func TestBeat(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, func(o *Options) {
+		o.purgeGrace = 20 * time.Millisecond
+		o.hook = func(ctx context.Context, op, path string) error {
+			if strings.HasSuffix(path, "/stubborn") {
+				return unix.EPERM
+			}
+			return nil
+		}
+	})
+	create(t, s, volumeSpec("v", "v"))
+	mustWrite(t, dir+"/v/stubborn", "x")
+	remove(t, s, "v")
+	waitFor(t, "the purge to fail", func() (bool, string) {
+		b := s.Backlog()
+		return b.Failing == 1, fmt.Sprintf("%+v", b)
+	})
+	changed := func() time.Time {
+		st, err := os.Stat(filepath.Join(dir, s.current().own.Load().path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.ModTime()
+	}
+	before := changed()
+	waitFor(t, "the slot to be touched", func() (bool, string) {
+		now := changed()
+		return now.After(before), fmt.Sprint(before, now)
+	})
+}
+
+func TestNamesInTheTrash(t *testing.T) {
+	for _, id := range []string{"v", "pvc-1.a", "x-0123456789abcdef0123456789abcdef"} {
+		name := newEntryName(id)
+		if got, ok := parseEntryName(name); !ok || got != id {
+			t.Errorf("parse(%q) = %q, %t", name, got, ok)
+		}
+		created := time.Now().UTC()
+		if got, at := parseKey(volumeKey(id, created)); got != id || !at.Equal(created) {
+			t.Errorf("parse(%q) = %q, %v", volumeKey(id, created), got, at)
+		}
+	}
+	for _, name := range []string{"", ".", "v", "v.", ".0123456789ab", "v.0123456789", "v.0123456789az", "../v.0123456789ab", "V.0123456789ab"} {
+		if got, ok := parseEntryName(name); ok {
+			t.Errorf("parse(%q) = %q", name, got)
+		}
+	}
+	for _, key := range []string{"", "-", "v", "v-", "v-x", "-1", "../x-1", "V-1"} {
+		if id := idOf(key); id != "" {
+			t.Errorf("the id of %q is %q", key, id)
+		}
+	}
+	for name, want := range map[string]bool{"20200101T000000Z.0123456789ab": true, "20200101T000000Z": false, "x.0123456789ab": false, "": false} {
+		if got := isSlotName(name); got != want {
+			t.Errorf("isSlotName(%q) = %t", name, got)
+		}
+	}
+}
+
+// The delete of a process that was killed after the decision is ended by another,
+// which must not take what is of a volume made since.
+func TestPurgeCompletesDelete(t *testing.T) {
+	old := newRecord(testOptions, volumeSpec("old", "data"), 0, time.Unix(1, 0).UTC())
+	for name, tt := range map[string]struct {
+		claim string // "" for none
+		dir   bool   // is there
+		want  string // the claim that stays, and the directory with it
+	}{
+		"nothing done":                   {claim: old.key(), dir: true},
+		"moved":                          {claim: old.key()},
+		"claim gone":                     {dir: true, want: "none"},
+		"all done":                       {},
+		"a create of it is at work":      {claim: volumeKey("old", time.Unix(2, 0)), dir: true, want: volumeKey("old", time.Unix(2, 0))},
+		"a create of another is at work": {claim: volumeKey("new", time.Unix(1, 0)), dir: true, want: volumeKey("new", time.Unix(1, 0))},
+		"no key":                         {claim: "../x", dir: true, want: "../x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := t.TempDir()
+			p := trashRecord(t, d, old)
+			claim := filepath.Join(d, ownDir, "dirs", claimName("data"))
+			if tt.claim != "" {
+				mustSymlink(t, tt.claim, claim)
+			}
+			if tt.dir {
+				mustWrite(t, d+"/data/file", "x")
+			} else if tt.claim == old.key() {
+				mustWrite(t, p+"/file", "x")
+			}
+			openStore(t, d)
+			waitPurged(t, d)
+			got, err := os.Readlink(claim)
+			if err != nil && exists(d+"/data") {
+				got = "none"
+			}
+			if got != tt.want || (tt.want != "") != exists(d+"/data/file") {
+				t.Errorf("the claim is %q, want %q; data there: %t", got, tt.want, exists(d+"/data/file"))
+			}
+		})
+	}
+}
+
+// A process that was slow, not dead, cannot move anything after another has taken
+// over what it had in the trash.
+func TestFence(t *testing.T) {
+	d := t.TempDir()
+	s := openStore(t, d)
+	create(t, s, volumeSpec("warm", "warm"))
+	remove(t, s, "warm")
+	waitPurged(t, d)
+	own, err := s.current().slot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := create(t, s, volumeSpec("v", "data"))
+	if err := s.current().volumes.rename(t.Context(), v.ID+recordSuffix, own, newEntryName(v.ID)+recordSuffix); err != nil {
+		t.Fatal(err)
+	}
+	other := openStore(t, d, func(o *Options) { o.purgeGrace = time.Hour })
+	if err := other.DeleteVolume(t.Context(), v.ID, "data"); err != nil || exists(d+"/data") {
+		t.Fatalf("%v; directory there: %t", err, exists(d+"/data"))
+	}
+	create(t, other, volumeSpec("new", "data"))
+	if place, err := moveAway(t.Context(), s.root, "data", own, "late"); err == nil || place != unknown {
+		t.Errorf("moved %v, %v", place, err)
+	}
+	consistent(t, d)
+	// It goes on in another slot.
+	remove(t, s, "new")
+	waitPurged(t, d)
+	consistent(t, d)
+}
