@@ -42,7 +42,7 @@ func (s *Store) DeleteVolume(ctx context.Context, id, dir string) error {
 	}
 	for try := 0; ; try++ {
 		err := s.deleteVolume(ctx, id, dir)
-		if errors.Is(err, errSlotGone) && try < raceTries {
+		if (errors.Is(err, errSlotGone) || errors.Is(err, errRecordGone)) && try < raceTries {
 			continue
 		}
 		return raced(err)
@@ -52,6 +52,11 @@ func (s *Store) DeleteVolume(ctx context.Context, id, dir string) error {
 // errSlotGone says that another process has removed the store's slot, which is
 // made again.
 var errSlotGone = fmt.Errorf("%w: another process has taken over what this one had in the trash", nfs.ErrBusy)
+
+// errRecordGone says that another process has deleted the volume since its record
+// was read. That may be long ago: an NFS client that has had the file open opens
+// it again without asking for its name.
+var errRecordGone = fmt.Errorf("%w: another process has just deleted the volume", nfs.ErrBusy)
 
 func (s *Store) deleteVolume(ctx context.Context, id, dir string) error {
 	l, err := s.layout(ctx)
@@ -158,13 +163,8 @@ func (d *deletion) run(ctx context.Context) (err error) {
 			err = fmt.Errorf("directory %q: %w", r.Dir, err)
 		}
 	}()
-	if err := d.find(ctx); err != nil {
-		return err
-	}
-	if r.OnDelete == nfs.Archive && d.parent != nil {
-		if _, err := d.s.announceArchive(ctx, d.l, d.parent, r); err != nil {
-			return err
-		}
+	if err := d.prepare(ctx); err != nil {
+		return d.orGone(ctx, err)
 	}
 	own, err := d.l.slot(ctx)
 	if err != nil {
@@ -187,6 +187,29 @@ func (d *deletion) run(ctx context.Context) (err error) {
 		}
 	}
 	return err
+}
+
+// prepare does what must be done before the decision.
+func (d *deletion) prepare(ctx context.Context) error {
+	if err := d.find(ctx); err != nil || d.record.OnDelete != nfs.Archive || d.parent == nil {
+		return err
+	}
+	_, err := d.s.announceArchive(ctx, d.l, d.parent, d.record)
+	return err
+}
+
+// orGone explains what came in the way by errRecordGone, if that is why.
+func (d *deletion) orGone(ctx context.Context, err error) error {
+	if !errors.Is(err, nfs.ErrBusy) && !isAbsent(err) {
+		return err
+	}
+	if err := d.l.volumes.refresh(ctx); err != nil {
+		return err
+	}
+	if now, readErr := d.l.recordIn(ctx, d.l.volumes, d.record.ID+recordSuffix, d.record.ID); readErr != nil || now != nil && now.key() == d.record.key() {
+		return err
+	}
+	return errRecordGone
 }
 
 // decided goes on when the record is in the trash.
@@ -220,7 +243,7 @@ func (d *deletion) undecided(ctx context.Context, own *dir, e *entry, err error)
 	if gone := own.stat(ctx); gone != nil {
 		return fmt.Errorf("%w: %v", errSlotGone, gone)
 	}
-	return fmt.Errorf("%w: another process has just deleted the volume", nfs.ErrBusy)
+	return errRecordGone
 }
 
 // verify puts back a record that is not the one which was read: another process

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -126,6 +127,35 @@ func TestSlowDelete(t *testing.T) {
 					}
 					consistent(t, d)
 					return true
+				})
+			})
+		}
+	}
+}
+
+// A delete succeeds when another process deletes the volume meanwhile.
+func TestDeleteBesideDelete(t *testing.T) {
+	for _, onDelete := range []nfs.OnDelete{nfs.Delete, nfs.Archive, nfs.Retain} {
+		for _, dir := range []string{"", "ns/data"} {
+			t.Run(string(onDelete)+":"+path.Base(dir), func(t *testing.T) {
+				eachOperation(t, func(t *testing.T, n int) bool {
+					d := t.TempDir()
+					other := openStore(t, d, func(o *Options) { o.purgeGrace = 0 })
+					create(t, other, with(volumeSpec("old", "ns/data"), func(s *nfs.VolumeSpec) { s.OnDelete = onDelete }))
+					if onDelete == nfs.Retain {
+						dir = "" // or the directory that stays is nobody's
+					}
+					happened := interrupted(t, d, n, func(string) error {
+						return other.DeleteVolume(t.Context(), "old", dir)
+					}, func(ctx context.Context, s *Store) {
+						if err := s.DeleteVolume(ctx, "old", dir); err != nil {
+							t.Error(err)
+						}
+					})
+					openStore(t, d) // takes over what the others leave
+					waitPurged(t, d)
+					consistent(t, d)
+					return happened
 				})
 			})
 		}
