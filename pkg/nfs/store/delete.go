@@ -182,11 +182,24 @@ func (d *deletion) run(ctx context.Context) (err error) {
 		return nil // and ended there
 	}
 	if errors.Is(err, nfs.ErrStale) || isAbsent(err) {
-		if gone := own.stat(ctx); gone != nil {
-			return fmt.Errorf("%w: %v", errSlotGone, gone)
+		if gone := d.slotGone(ctx, own); gone != nil {
+			return gone
 		}
 	}
 	return err
+}
+
+// slotGone returns errSlotGone when the slot was removed, and makes the next try take
+// another one.
+func (d *deletion) slotGone(ctx context.Context, own *dir) error {
+	gone := own.stat(ctx)
+	if gone == nil {
+		return nil
+	}
+	if errors.Is(gone, nfs.ErrStale) {
+		d.l.own.CompareAndSwap(own, nil)
+	}
+	return fmt.Errorf("%w: %v", errSlotGone, gone)
 }
 
 // prepare does what must be done before the decision.
@@ -240,8 +253,8 @@ func (d *deletion) undecided(ctx context.Context, own *dir, e *entry, err error)
 	if !isAbsent(err) && !errors.Is(err, nfs.ErrStale) {
 		return err
 	}
-	if gone := own.stat(ctx); gone != nil {
-		return fmt.Errorf("%w: %v", errSlotGone, gone)
+	if gone := d.slotGone(ctx, own); gone != nil {
+		return gone
 	}
 	return errRecordGone
 }
