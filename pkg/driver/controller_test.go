@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/google/go-cmp/cmp"
@@ -32,7 +33,7 @@ func TestCreateVolume(t *testing.T) {
 		r.CapacityRange.LimitBytes = 2 << 30
 		r.Parameters = map[string]string{
 			"SERVER": "nfs.example", "Share": "/srv/", "subdir": "${pvc.metadata.namespace}/${pvc.metadata.name}/${pv.metadata.name}",
-			"onDelete": "archive", "mountPermissions": "02770", "uid": "1000", "gid": "4294967294",
+			"onDelete": "archive", "archiveretention": "1d12h", "mountPermissions": "02770", "uid": "1000", "gid": "4294967294",
 			"csi.storage.k8s.io/pvc/name": "claim", "csi.storage.k8s.io/pvc/namespace": "team", "csi.storage.k8s.io/pv/name": "pv-7",
 			"csi.storage.k8s.io/fstype": "nfs",
 		}
@@ -46,7 +47,7 @@ func TestCreateVolume(t *testing.T) {
 		t.Errorf("export (-want +got):\n%s", diff)
 	}
 	wantSpec := nfs.VolumeSpec{
-		Name: "pvc-1", Dir: "team/claim/pv-7", MinBytes: 1 << 30, MaxBytes: 2 << 30, OnDelete: nfs.Archive,
+		Name: "pvc-1", Dir: "team/claim/pv-7", MinBytes: 1 << 30, MaxBytes: 2 << 30, OnDelete: nfs.Archive, ArchiveRetention: 36 * time.Hour,
 		Mode: nfs.FileMode(0o2770), UID: &uid, GID: &gid, Claim: nfs.Claim{Namespace: "team", Name: "claim"},
 	}
 	if diff := cmp.Diff(wantSpec, asked); diff != "" {
@@ -131,7 +132,10 @@ func TestCreateVolumeRefuses(t *testing.T) {
 		{"unknown parameter", param("shar", "/x"), invalid, `unknown parameter "shar": the nearest known one is "share"`},
 		{"misspelt parameter", param("mountPermission", "0777"), invalid, `nearest known one is "mountPermissions"`},
 		{"not yet known: shared", param("shared", "true"), invalid, `unknown parameter "shared"`},
-		{"not yet known: archiveRetention", param("archiveRetention", "1h"), invalid, `unknown parameter "archiveretention"`},
+		{"retention without an archive", param("archiveRetention", "1h"), invalid, `"archiveRetention" needs "onDelete" archive`},
+		{"retention that is none", func(r *csi.CreateVolumeRequest) {
+			r.Parameters["onDelete"], r.Parameters["archiveRetention"] = "archive", "a month"
+		}, invalid, `archiveRetention "a month"`},
 		{"parameter twice", param("Server", "10.0.0.2"), invalid, "more than once"},
 		{"bad onDelete", param("onDelete", "burn"), invalid, `onDelete "burn"`},
 		{"mode not octal", param("mountPermissions", "0888"), invalid, `"0888"`},

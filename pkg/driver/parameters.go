@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
@@ -18,6 +19,7 @@ const (
 	paramShare            = "share"
 	paramSubDir           = "subDir"
 	paramOnDelete         = "onDelete"
+	paramArchiveRetention = "archiveRetention"
 	paramMountPermissions = "mountPermissions"
 	paramUID              = "uid"
 	paramGID              = "gid"
@@ -39,6 +41,7 @@ type parameters struct {
 	server, share string
 	subDir        string
 	onDelete      nfs.OnDelete
+	retention     time.Duration // of the archive; 0 means for ever
 	mode          fs.FileMode
 	uid, gid      *uint32
 	values        nfs.SubDirValues
@@ -66,6 +69,8 @@ func parseParameters(raw map[string]string) (parameters, error) {
 			p.subDir = value
 		case strings.ToLower(paramOnDelete):
 			p.onDelete, err = nfs.ParseOnDelete(value)
+		case strings.ToLower(paramArchiveRetention):
+			p.retention, err = nfs.ParseRetention(value)
 		case strings.ToLower(paramMountPermissions):
 			p.mode, err = parseMode(value)
 		case paramUID:
@@ -142,14 +147,19 @@ func (p parameters) spec(name string) (nfs.VolumeSpec, error) {
 	if err != nil {
 		return nfs.VolumeSpec{}, err
 	}
+	if p.retention > 0 && p.onDelete != nfs.Archive {
+		// Whoever writes it expects to find deleted data again.
+		return nfs.VolumeSpec{}, invalidf("parameter %q needs %q %s: with %s nothing is archived", paramArchiveRetention, paramOnDelete, nfs.Archive, p.onDelete)
+	}
 	return nfs.VolumeSpec{
-		Name:     name,
-		Dir:      dir,
-		OnDelete: p.onDelete,
-		Mode:     p.mode,
-		UID:      p.uid,
-		GID:      p.gid,
-		Claim:    nfs.Claim{Namespace: values.PVCNamespace, Name: values.PVCName},
+		Name:             name,
+		Dir:              dir,
+		OnDelete:         p.onDelete,
+		ArchiveRetention: p.retention,
+		Mode:             p.mode,
+		UID:              p.uid,
+		GID:              p.gid,
+		Claim:            nfs.Claim{Namespace: values.PVCNamespace, Name: values.PVCName},
 	}, nil
 }
 
@@ -198,7 +208,7 @@ func parseID(param, s string) (*uint32, error) {
 }
 
 func unknownParameter(key string) error {
-	known := []string{paramServer, paramShare, paramSubDir, paramOnDelete, paramMountPermissions, paramUID, paramGID}
+	known := []string{paramServer, paramShare, paramSubDir, paramOnDelete, paramArchiveRetention, paramMountPermissions, paramUID, paramGID}
 	nearest := slices.MinFunc(known, func(a, b string) int {
 		return editDistance(key, strings.ToLower(a)) - editDistance(key, strings.ToLower(b))
 	})

@@ -47,6 +47,9 @@ type VolumeSpec struct {
 	// The capacity that a new volume gets is MinBytes.
 	MinBytes, MaxBytes int64
 	OnDelete           OnDelete
+	// ArchiveRetention is how long the volume's archive is kept, should it become
+	// one; 0 means for ever.
+	ArchiveRetention time.Duration
 	// Mode holds the permission, setuid, setgid and sticky bits as fs.FileMode has them.
 	Mode fs.FileMode
 	// UID and GID own the directory; nil leaves what the server gives.
@@ -70,12 +73,13 @@ type Volume struct {
 	// Dir is its directory, relative to the share.
 	Dir string
 	// CapacityBytes is the size that was asked for; 0 when none was.
-	CapacityBytes int64
-	OnDelete      OnDelete
-	Mode          fs.FileMode
-	UID, GID      *uint32
-	Claim         Claim
-	Created       time.Time
+	CapacityBytes    int64
+	OnDelete         OnDelete
+	ArchiveRetention time.Duration
+	Mode             fs.FileMode
+	UID, GID         *uint32
+	Claim            Claim
+	Created          time.Time
 }
 
 // Incompatible says in words why the existing volume v does not answer a
@@ -92,6 +96,8 @@ func (v Volume) Incompatible(spec VolumeSpec) string {
 		return fmt.Sprintf("its capacity is %d bytes, more than the limit of %d", v.CapacityBytes, spec.MaxBytes)
 	case v.OnDelete != spec.OnDelete:
 		return fmt.Sprintf("its onDelete is %q, not %q", v.OnDelete, spec.OnDelete)
+	case v.ArchiveRetention != spec.ArchiveRetention:
+		return fmt.Sprintf("its archiveRetention is %s, not %s", retentionText(v.ArchiveRetention), retentionText(spec.ArchiveRetention))
 	case v.Mode != spec.Mode:
 		return fmt.Sprintf("its mountPermissions are %#o, not %#o", UnixMode(v.Mode), UnixMode(spec.Mode))
 	case !equalID(v.UID, spec.UID):
@@ -100,6 +106,13 @@ func (v Volume) Incompatible(spec VolumeSpec) string {
 		return "its gid differs"
 	}
 	return ""
+}
+
+func retentionText(d time.Duration) string {
+	if d == 0 {
+		return "for ever"
+	}
+	return d.String()
 }
 
 func equalID(a, b *uint32) bool {

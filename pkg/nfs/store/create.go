@@ -54,6 +54,8 @@ func checkSpec(spec nfs.VolumeSpec) error {
 		return fmt.Errorf("%w: the volume's name %q is empty or not valid UTF-8", nfs.ErrInvalid, spec.Name)
 	case spec.MinBytes < 0 || spec.MaxBytes < 0 || spec.MaxBytes > 0 && spec.MaxBytes < spec.MinBytes:
 		return fmt.Errorf("%w: %d to %d bytes is no range of capacities", nfs.ErrInvalid, spec.MinBytes, spec.MaxBytes)
+	case spec.ArchiveRetention < 0:
+		return fmt.Errorf("%w: archiveRetention %s is negative", nfs.ErrInvalid, spec.ArchiveRetention)
 	case spec.Mode&^(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) != 0:
 		return fmt.Errorf("%w: mode %v has more than permission, set-id and sticky bits", nfs.ErrInvalid, spec.Mode)
 	}

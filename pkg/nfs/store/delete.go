@@ -129,6 +129,8 @@ type deletion struct {
 	reading sync.WaitGroup // until the record's file is closed
 
 	parent *dir // nil when there is nothing to move
+	// announced is the archive that the directory becomes, if it does.
+	announced *archiveRecord
 }
 
 func (d *deletion) close() {
@@ -173,6 +175,7 @@ func (d *deletion) run(ctx context.Context) (err error) {
 	p := d.s.purge
 	e := p.begin(r.ID)
 	defer p.release(e)
+	e.announced = d.announced
 	if err := d.l.volumes.rename(ctx, r.ID+recordSuffix, own, e.name+recordSuffix); err != nil {
 		return d.undecided(ctx, own, e, err)
 	}
@@ -203,12 +206,14 @@ func (d *deletion) slotGone(ctx context.Context, own *dir) error {
 }
 
 // prepare does what must be done before the decision.
-func (d *deletion) prepare(ctx context.Context) error {
+func (d *deletion) prepare(ctx context.Context) (err error) {
 	if err := d.find(ctx); err != nil || d.record.OnDelete != nfs.Archive || d.parent == nil {
 		return err
 	}
-	_, err := d.s.announceArchive(ctx, d.l, d.parent, d.record)
-	return err
+	if d.announced, err = announceArchive(ctx, d.l, d.record); err != nil {
+		return err
+	}
+	return d.announced.checkFree(ctx, d.parent)
 }
 
 // orGone explains what came in the way by errRecordGone, if that is why.
@@ -316,8 +321,9 @@ func (d *deletion) find(ctx context.Context) (err error) {
 
 // announceArchive writes the archive record of this very volume, if there is none
 // yet, and says what is in it. No attempt can choose another name, so nothing is
-// archived twice or over something else.
-func (s *Store) announceArchive(ctx context.Context, l *layout, parent *dir, r *record) (*archiveRecord, error) {
+// archived twice or over something else. An attempt long ago may have come to
+// nothing, and the retention counts from the last.
+func announceArchive(ctx context.Context, l *layout, r *record) (*archiveRecord, error) {
 	now := time.Now().UTC()
 	a := &archiveRecord{Version: recordVersion, Target: archiveName(path.Base(r.Dir), r.ID, now), Archived: now, Volume: *r}
 	data, err := encode(a)
@@ -325,26 +331,42 @@ func (s *Store) announceArchive(ctx context.Context, l *layout, parent *dir, r *
 		return nil, err
 	}
 	name := r.key() + recordSuffix
-	switch err := l.publish(ctx, l.archive, name, data); {
-	case isTaken(err):
-		data, _, err := readDocument(ctx, l.archive, name)
-		if err != nil {
-			return nil, err
-		}
-		if a, err = decodeArchive(path.Join(l.archive.path, name), data); err != nil {
-			return nil, err
-		}
-	case err != nil:
+	if err := l.publish(ctx, l.archive, name, data); !isTaken(err) {
+		return a, err
+	}
+	before, _, err := l.archived(ctx, name)
+	if err != nil || before.Volume.ArchiveRetention == "" && r.ArchiveRetention == "" {
+		return before, err
+	}
+	a.Target = before.Target
+	if data, err = encode(a); err != nil {
 		return nil, err
 	}
-	// rename(2) would put it in the place of an empty directory.
-	switch _, err := parent.lstat(ctx, a.Target); {
-	case err == nil:
-		return nil, fmt.Errorf("%w: its archive %q exists already, and so does the directory: someone has brought it back: move either away", nfs.ErrBusy, path.Join(parent.path, a.Target))
-	case !isAbsent(err):
+	temp := r.key() + "." + randomName()
+	if err := l.work.writeFile(ctx, temp, data); err != nil {
 		return nil, err
 	}
-	return a, nil
+	return a, l.work.rename(ctx, temp, l.archive, name)
+}
+
+// archived reads the record of an archive.
+func (l *layout) archived(ctx context.Context, name string) (*archiveRecord, info, error) {
+	data, file, err := readDocument(ctx, l.archive, name)
+	if err != nil {
+		return nil, info{}, err
+	}
+	a, err := decodeArchive(path.Join(l.archive.path, name), data)
+	return a, file, err
+}
+
+// checkFree fails when something has the archive's name already, since rename(2)
+// would put it in the place of an empty directory.
+func (r *archiveRecord) checkFree(ctx context.Context, parent *dir) error {
+	_, err := parent.lstat(ctx, r.Target)
+	if err == nil {
+		return fmt.Errorf("%w: its archive %q exists already, and so does the directory: someone has brought it back: move either away", nfs.ErrBusy, path.Join(parent.path, r.Target))
+	}
+	return ignoreAbsent(err)
 }
 
 // archive moves the directory from where the delete has put it to its name as an
@@ -359,8 +381,13 @@ func (s *Store) archive(ctx context.Context, l *layout, own *dir, e *entry, r *r
 		return err
 	}
 	defer parent.close()
-	a, err := s.announceArchive(ctx, l, parent, r)
-	if err != nil {
+	a := e.announced
+	if a == nil {
+		if a, err = announceArchive(ctx, l, r); err != nil {
+			return err
+		}
+	}
+	if err := a.checkFree(ctx, parent); err != nil {
 		return err
 	}
 	var from *dir
@@ -382,6 +409,7 @@ func (s *Store) archive(ctx context.Context, l *layout, own *dir, e *entry, r *r
 		}
 	}
 	e.place = nowhere
+	s.purge.archives.note(r.key(), a.due(time.Now()))
 	return parent.sync(ctx)
 }
 

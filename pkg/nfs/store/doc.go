@@ -42,4 +42,10 @@
 // have lain untouched for a while before the purge takes it over, and that a process
 // that lives touches its own, only keeps processes from doing each other's work.
 // A create or delete that needs the entry takes it over at once.
+//
+// Expire: an archive goes as a volume does, and what decides is the rename of its
+// record from archive/ to the slot. The record is there before the directory: so an
+// archive whose directory is not in its place is left alone, as its delete may be
+// under way. Nobody else moves a directory to that place, or rewrites the record once
+// it is there.
 package store

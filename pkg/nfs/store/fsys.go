@@ -209,6 +209,15 @@ func (d *dir) changed(ctx context.Context) (unix.StatxTimestamp, error) {
 	return st.Mtime, err
 }
 
+// written is when the entry's content was changed last, as the server knows it.
+func (d *dir) written(ctx context.Context, name string) (unix.StatxTimestamp, error) {
+	var st unix.Statx_t
+	err := d.do(ctx, "stat", name, func(fd int) error {
+		return unix.Statx(fd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+	})
+	return st.Mtime, err
+}
+
 // touch gives the directory the time of now, by the server's clock.
 func (d *dir) touch(ctx context.Context) error {
 	return d.do(ctx, "touch", "", func(fd int) error {

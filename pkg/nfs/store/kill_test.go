@@ -26,6 +26,8 @@ type job struct {
 	Create *nfs.VolumeSpec // or
 	Delete string          // an id, or
 	Hammer *hammerJob      // see hammer_test.go
+	// Expire waits for every archive that has a retention to be gone.
+	Expire bool
 	// WaitPurged waits for the trash to be empty at last.
 	WaitPurged bool
 	// KillAt is the file operation of the job before which the process kills
@@ -92,7 +94,8 @@ func (j job) run(ctx context.Context) error {
 	}
 	for (j.KillPurge || j.WaitPurged) && err == nil {
 		left, globErr := filepath.Glob(filepath.Join(j.Dir, ownDir, "trash/*/*"))
-		if err = globErr; len(left) == 0 {
+		b := s.Backlog()
+		if err = globErr; len(left) == 0 && (!j.Expire || b.Settled && b.NextExpiry.IsZero()) {
 			break
 		}
 		if b := s.Backlog(); b.Failing > 0 {

@@ -43,12 +43,19 @@ type purger struct {
 	entries map[string]*entry // in this store's slot, by name
 	others  map[string]*otherSlot
 	strange int // names in the trash that no store gives
+
+	archives archives
 }
 
 // entry is a volume whose delete is decided: its record is in the store's slot.
 type entry struct {
 	name string
 	busy chan struct{} // full while someone works on it, who alone uses what follows
+
+	// announced is what the delete has made known of the archive, if it has.
+	announced *archiveRecord
+	// expired is the name of the archive that the entry is of, if it is of one.
+	expired string
 
 	place place
 	slot  string // that the directory is in, with place inSlot
@@ -80,6 +87,7 @@ func startPurger(ctx context.Context, s *Store) {
 		entries: map[string]*entry{},
 		others:  map[string]*otherSlot{},
 	}
+	p.archives.wake = p.wakeUp
 	s.purge = p
 	go func() {
 		defer close(p.done)
@@ -169,6 +177,7 @@ func (p *purger) backlog() Backlog {
 		b.Entries += o.entries
 	}
 	b.Settled = p.read.Load() && b.Entries == 0
+	p.archives.count(&b)
 	return b
 }
 
@@ -259,6 +268,7 @@ func (p *purger) pass(ctx context.Context) (next time.Time, err error) {
 	// All deletes are completed before the first tree is removed: directories should
 	// not stay claimed as long as that may take.
 	due = slices.DeleteFunc(due, func(e *entry) bool { return !p.try(ctx, l, e, p.completeEntry) })
+	expires, expireErr := p.expire(ctx, l)
 	var wg sync.WaitGroup
 	for _, e := range due {
 		p.spawn(&wg, func() {
@@ -269,6 +279,12 @@ func (p *purger) pass(ctx context.Context) (next time.Time, err error) {
 	}
 	wg.Wait()
 
+	if expireErr != nil {
+		return time.Time{}, expireErr
+	}
+	if next.IsZero() || expires.Before(next) {
+		next = expires
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range p.entries {

@@ -37,13 +37,15 @@ type record struct {
 	ParentsCreated int          `json:"parentsCreated"`
 	CapacityBytes  int64        `json:"capacityBytes"`
 	OnDelete       nfs.OnDelete `json:"onDelete"`
-	Mode           string       `json:"mode"` // octal, as chmod(1) takes it
-	UID            *uint32      `json:"uid,omitempty"`
-	GID            *uint32      `json:"gid,omitempty"`
-	Claim          nfs.Claim    `json:"claim,omitzero"`
-	State          string       `json:"state"`
-	Created        time.Time    `json:"created"`
-	Changed        time.Time    `json:"changed"`
+	// ArchiveRetention is a duration; empty means for ever.
+	ArchiveRetention string    `json:"archiveRetention,omitempty"`
+	Mode             string    `json:"mode"` // octal, as chmod(1) takes it
+	UID              *uint32   `json:"uid,omitempty"`
+	GID              *uint32   `json:"gid,omitempty"`
+	Claim            nfs.Claim `json:"claim,omitzero"`
+	State            string    `json:"state"`
+	Created          time.Time `json:"created"`
+	Changed          time.Time `json:"changed"`
 
 	// file is what the record was read from.
 	file info
@@ -60,23 +62,31 @@ type archiveRecord struct {
 
 func newRecord(opts Options, spec nfs.VolumeSpec, parentsCreated int, created time.Time) *record {
 	return &record{
-		Version:        recordVersion,
-		Driver:         opts.DriverName,
-		Instance:       opts.InstanceID,
-		ID:             nfs.RecordID(spec.Name),
-		Name:           spec.Name,
-		Dir:            spec.Dir,
-		ParentsCreated: parentsCreated,
-		CapacityBytes:  spec.MinBytes,
-		OnDelete:       spec.OnDelete,
-		Mode:           formatMode(nfs.UnixMode(spec.Mode)),
-		UID:            spec.UID,
-		GID:            spec.GID,
-		Claim:          spec.Claim,
-		State:          stateReady,
-		Created:        created,
-		Changed:        created,
+		Version:          recordVersion,
+		Driver:           opts.DriverName,
+		Instance:         opts.InstanceID,
+		ID:               nfs.RecordID(spec.Name),
+		Name:             spec.Name,
+		Dir:              spec.Dir,
+		ParentsCreated:   parentsCreated,
+		CapacityBytes:    spec.MinBytes,
+		OnDelete:         spec.OnDelete,
+		ArchiveRetention: formatRetention(spec.ArchiveRetention),
+		Mode:             formatMode(nfs.UnixMode(spec.Mode)),
+		UID:              spec.UID,
+		GID:              spec.GID,
+		Claim:            spec.Claim,
+		State:            stateReady,
+		Created:          created,
+		Changed:          created,
 	}
+}
+
+func formatRetention(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return d.String()
 }
 
 func formatMode(mode uint32) string { return fmt.Sprintf("%04o", mode) }
@@ -93,25 +103,28 @@ func (r *record) key() string { return volumeKey(r.ID, r.Created) }
 
 // volume returns what a checked record says.
 func (r *record) volume() nfs.Volume {
-	mode, _ := parseMode(r.Mode) // check has seen to it
+	// check has seen to both.
+	mode, _ := parseMode(r.Mode)
+	retention, _ := nfs.ParseRetention(r.ArchiveRetention)
 	return nfs.Volume{
-		ID:            r.ID,
-		Name:          r.Name,
-		Dir:           r.Dir,
-		CapacityBytes: r.CapacityBytes,
-		OnDelete:      r.OnDelete,
-		Mode:          nfs.FileMode(mode),
-		UID:           r.UID,
-		GID:           r.GID,
-		Claim:         r.Claim,
-		Created:       r.Created,
+		ID:               r.ID,
+		Name:             r.Name,
+		Dir:              r.Dir,
+		CapacityBytes:    r.CapacityBytes,
+		OnDelete:         r.OnDelete,
+		ArchiveRetention: retention,
+		Mode:             nfs.FileMode(mode),
+		UID:              r.UID,
+		GID:              r.GID,
+		Claim:            r.Claim,
+		Created:          r.Created,
 	}
 }
 
 // spec returns the request that the volume answers.
 func (r *record) spec() nfs.VolumeSpec {
 	v := r.volume()
-	return nfs.VolumeSpec{Name: v.Name, Dir: v.Dir, MinBytes: v.CapacityBytes, OnDelete: v.OnDelete, Mode: v.Mode, UID: v.UID, GID: v.GID, Claim: v.Claim}
+	return nfs.VolumeSpec{Name: v.Name, Dir: v.Dir, MinBytes: v.CapacityBytes, OnDelete: v.OnDelete, ArchiveRetention: v.ArchiveRetention, Mode: v.Mode, UID: v.UID, GID: v.GID, Claim: v.Claim}
 }
 
 // check refuses what no store has written.
@@ -128,6 +141,9 @@ func (r *record) check() error {
 	if _, err := parseMode(r.Mode); err != nil {
 		return err
 	}
+	if retention, err := nfs.ParseRetention(r.ArchiveRetention); err != nil || formatRetention(retention) != r.ArchiveRetention {
+		return fmt.Errorf("archiveRetention is %q", r.ArchiveRetention)
+	}
 	switch onDelete, err := nfs.ParseOnDelete(string(r.OnDelete)); {
 	case err != nil || onDelete != r.OnDelete:
 		return fmt.Errorf("onDelete is %q", r.OnDelete)
@@ -143,6 +159,19 @@ func (r *record) check() error {
 		return fmt.Errorf("it has no time of creation")
 	}
 	return nil
+}
+
+// due is when the archive expires, never if that is zero. written is when its file
+// was made: no clock that is wrong, of a client or of the server, lets it expire early.
+func (r *archiveRecord) due(written time.Time) time.Time {
+	retention := r.Volume.volume().ArchiveRetention
+	if retention == 0 {
+		return time.Time{}
+	}
+	if written.Before(r.Archived) {
+		written = r.Archived
+	}
+	return written.Add(retention)
 }
 
 func (r *archiveRecord) check() error {

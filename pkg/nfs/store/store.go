@@ -73,9 +73,15 @@ type Backlog struct {
 	Settled bool
 	// RemovedFiles counts the files and directories unlinked since the store opened.
 	RemovedFiles uint64
-	// SkippedRecords counts the times that ListVolumes left out a record that
-	// cannot be read.
+	// SkippedRecords counts the times that a listing left out a record that cannot
+	// be read.
 	SkippedRecords uint64
+	// Archives is how many archives there are, as last seen, ArchivesExpired counts
+	// those that this store has found expired, and NextExpiry is when the next of
+	// them expires; zero for none.
+	Archives        int
+	ArchivesExpired uint64
+	NextExpiry      time.Time
 }
 
 // Store is the volumes of one export. All its methods may be called at once.

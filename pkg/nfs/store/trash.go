@@ -112,20 +112,19 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 	if err != nil {
 		return err
 	}
-	id, _ := parseEntryName(e.name)
-	r, err := l.recordIn(ctx, own, e.name+recordSuffix, id)
+	r, err := l.entryRecord(ctx, own, e)
 	if err != nil {
 		return err
 	}
 	if r == nil {
 		return errTakenOver
 	}
-	if r.OnDelete != nfs.Retain {
+	if r.OnDelete != nfs.Retain || e.expired != "" {
 		if err := p.collect(ctx, l, own, e, r); err != nil {
 			return err
 		}
 	}
-	if r.OnDelete == nfs.Archive {
+	if r.OnDelete == nfs.Archive && e.expired == "" {
 		if err := p.s.archive(ctx, l, own, e, r); err != nil {
 			return err
 		}
@@ -138,6 +137,29 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 	}
 	e.completed.Store(true)
 	return nil
+}
+
+// entryRecord reads the record of the entry's volume; nil when another process has
+// taken that over.
+func (l *layout) entryRecord(ctx context.Context, own *dir, e *entry) (*record, error) {
+	name := e.name + recordSuffix
+	data, _, err := readDocument(ctx, own, name)
+	if isAbsent(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !isArchive(data) {
+		id, _ := parseEntryName(e.name)
+		return l.recordIn(ctx, own, name, id)
+	}
+	a, err := decodeArchive(path.Join(own.path, name), data)
+	if err != nil {
+		return nil, err
+	}
+	e.expired = a.Target
+	return &a.Volume, nil
 }
 
 // collect sees to it that the directory is where the purge finds it. It was moved
@@ -170,19 +192,27 @@ func (p *purger) collect(ctx context.Context, l *layout, own *dir, e *entry, r *
 	if err := p.fence(ctx, l, e.name); err != nil {
 		return err
 	}
-	if err := l.dirs.refresh(ctx); err != nil {
-		return err
+	base := e.expired
+	if base == "" {
+		base = path.Base(r.Dir)
+		if err := l.dirs.refresh(ctx); err != nil {
+			return err
+		}
+		key, err := l.claimant(ctx, r.Dir)
+		if err != nil {
+			return err
+		}
+		if key != r.key() { // it is gone, or no longer this volume's
+			e.place = nowhere
+			return nil
+		}
 	}
-	key, err := l.claimant(ctx, r.Dir)
-	if err != nil {
-		return err
-	}
-	if key != r.key() || parent == nil { // it is gone, or no longer this volume's
+	if parent == nil {
 		e.place = nowhere
 		return nil
 	}
 	e.slot = path.Base(own.path)
-	e.place, err = moveAway(ctx, parent, path.Base(r.Dir), own, e.name)
+	e.place, err = moveAway(ctx, parent, base, own, e.name)
 	return err
 }
 
@@ -310,8 +340,7 @@ func (p *purger) takeFrom(ctx context.Context, l *layout, own *dir, e *entry) er
 }
 
 func (p *purger) takeHidden(ctx context.Context, l *layout, own *dir, e *entry) error {
-	id, _ := parseEntryName(e.name)
-	r, err := l.recordIn(ctx, own, e.name+recordSuffix, id)
+	r, err := l.entryRecord(ctx, own, e)
 	if err != nil || r == nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/worker/workerpb"
@@ -37,6 +38,7 @@ type Backend interface {
 	CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volume, error)
 	GetVolume(ctx context.Context, id string) (nfs.Volume, error)
 	ListVolumes(ctx context.Context, after string, limit int) ([]nfs.Volume, error)
+	ListArchives(ctx context.Context, after string, limit int) ([]nfs.ArchivedVolume, error)
 	DeleteVolume(ctx context.Context, id, dir string) error
 	Usage(ctx context.Context) (nfs.Usage, error)
 	// Status answers from memory.
@@ -55,6 +57,11 @@ type Status struct {
 	Purged int64
 	// SkippedRecords counts the records that listings left out as unreadable.
 	SkippedRecords int64
+	// Archives is the number of archived volumes, as last seen, ArchivesExpired how
+	// many went to the trash since the store was opened, and NextExpiry when the next
+	// will; zero for never.
+	Archives, ArchivesExpired int64
+	NextExpiry                time.Time
 	// Quota is set where a volume cannot grow beyond its capacity.
 	Quota bool
 }
@@ -225,22 +232,31 @@ func empty(err error) (*workerpb.Empty, error) {
 
 func statusToPB(s Status) *workerpb.StatusResponse {
 	return &workerpb.StatusResponse{
-		TrashBacklog:   s.TrashBacklog,
-		TrashFailing:   s.TrashFailing,
-		TrashSettled:   s.TrashSettled,
-		Purged:         s.Purged,
-		SkippedRecords: s.SkippedRecords,
-		Quota:          s.Quota,
+		TrashBacklog:       s.TrashBacklog,
+		TrashFailing:       s.TrashFailing,
+		TrashSettled:       s.TrashSettled,
+		Purged:             s.Purged,
+		SkippedRecords:     s.SkippedRecords,
+		Archives:           s.Archives,
+		ArchivesExpired:    s.ArchivesExpired,
+		NextExpiryUnixNano: timeToPB(s.NextExpiry),
+		Quota:              s.Quota,
 	}
 }
 
 func statusFromPB(s *workerpb.StatusResponse) Status {
+	if s == nil {
+		return Status{}
+	}
 	return Status{
-		TrashBacklog:   s.GetTrashBacklog(),
-		TrashFailing:   s.GetTrashFailing(),
-		TrashSettled:   s.GetTrashSettled(),
-		Purged:         s.GetPurged(),
-		SkippedRecords: s.GetSkippedRecords(),
-		Quota:          s.GetQuota(),
+		TrashBacklog:    s.GetTrashBacklog(),
+		TrashFailing:    s.GetTrashFailing(),
+		TrashSettled:    s.GetTrashSettled(),
+		Purged:          s.GetPurged(),
+		SkippedRecords:  s.GetSkippedRecords(),
+		Archives:        s.GetArchives(),
+		ArchivesExpired: s.GetArchivesExpired(),
+		NextExpiry:      timeFromPB(s.NextExpiryUnixNano),
+		Quota:           s.GetQuota(),
 	}
 }

@@ -17,66 +17,80 @@ func exportFromPB(e *workerpb.Export) nfs.Export {
 
 func specToPB(s nfs.VolumeSpec) *workerpb.CreateVolumeRequest {
 	return &workerpb.CreateVolumeRequest{
-		Name:     s.Name,
-		Dir:      s.Dir,
-		MinBytes: s.MinBytes,
-		MaxBytes: s.MaxBytes,
-		OnDelete: string(s.OnDelete),
-		Mode:     nfs.UnixMode(s.Mode),
-		Uid:      s.UID,
-		Gid:      s.GID,
-		Claim:    claimToPB(s.Claim),
+		Name:             s.Name,
+		Dir:              s.Dir,
+		MinBytes:         s.MinBytes,
+		MaxBytes:         s.MaxBytes,
+		OnDelete:         string(s.OnDelete),
+		ArchiveRetention: int64(s.ArchiveRetention),
+		Mode:             nfs.UnixMode(s.Mode),
+		Uid:              s.UID,
+		Gid:              s.GID,
+		Claim:            claimToPB(s.Claim),
 	}
 }
 
 func specFromPB(s *workerpb.CreateVolumeRequest) nfs.VolumeSpec {
 	return nfs.VolumeSpec{
-		Name:     s.GetName(),
-		Dir:      s.GetDir(),
-		MinBytes: s.GetMinBytes(),
-		MaxBytes: s.GetMaxBytes(),
-		OnDelete: nfs.OnDelete(s.GetOnDelete()),
-		Mode:     nfs.FileMode(s.GetMode()),
-		UID:      s.Uid,
-		GID:      s.Gid,
-		Claim:    claimFromPB(s.GetClaim()),
+		Name:             s.GetName(),
+		Dir:              s.GetDir(),
+		MinBytes:         s.GetMinBytes(),
+		MaxBytes:         s.GetMaxBytes(),
+		OnDelete:         nfs.OnDelete(s.GetOnDelete()),
+		ArchiveRetention: time.Duration(s.GetArchiveRetention()),
+		Mode:             nfs.FileMode(s.GetMode()),
+		UID:              s.Uid,
+		GID:              s.Gid,
+		Claim:            claimFromPB(s.GetClaim()),
 	}
 }
 
 func volumeToPB(v nfs.Volume) *workerpb.Volume {
 	pb := &workerpb.Volume{
-		Id:            v.ID,
-		Name:          v.Name,
-		Dir:           v.Dir,
-		CapacityBytes: v.CapacityBytes,
-		OnDelete:      string(v.OnDelete),
-		Mode:          nfs.UnixMode(v.Mode),
-		Uid:           v.UID,
-		Gid:           v.GID,
-		Claim:         claimToPB(v.Claim),
+		Id:               v.ID,
+		Name:             v.Name,
+		Dir:              v.Dir,
+		CapacityBytes:    v.CapacityBytes,
+		OnDelete:         string(v.OnDelete),
+		ArchiveRetention: int64(v.ArchiveRetention),
+		Mode:             nfs.UnixMode(v.Mode),
+		Uid:              v.UID,
+		Gid:              v.GID,
+		Claim:            claimToPB(v.Claim),
 	}
-	if !v.Created.IsZero() {
-		pb.CreatedUnixNano = new(v.Created.UnixNano())
-	}
+	pb.CreatedUnixNano = timeToPB(v.Created)
 	return pb
 }
 
 func volumeFromPB(v *workerpb.Volume) nfs.Volume {
-	volume := nfs.Volume{
-		ID:            v.GetId(),
-		Name:          v.GetName(),
-		Dir:           v.GetDir(),
-		CapacityBytes: v.GetCapacityBytes(),
-		OnDelete:      nfs.OnDelete(v.GetOnDelete()),
-		Mode:          nfs.FileMode(v.GetMode()),
-		UID:           v.Uid,
-		GID:           v.Gid,
-		Claim:         claimFromPB(v.GetClaim()),
+	return nfs.Volume{
+		ID:               v.GetId(),
+		Name:             v.GetName(),
+		Dir:              v.GetDir(),
+		CapacityBytes:    v.GetCapacityBytes(),
+		OnDelete:         nfs.OnDelete(v.GetOnDelete()),
+		ArchiveRetention: time.Duration(v.GetArchiveRetention()),
+		Mode:             nfs.FileMode(v.GetMode()),
+		UID:              v.Uid,
+		GID:              v.Gid,
+		Claim:            claimFromPB(v.GetClaim()),
+		Created:          timeFromPB(v.CreatedUnixNano),
 	}
-	if v.CreatedUnixNano != nil {
-		volume.Created = time.Unix(0, v.GetCreatedUnixNano()).UTC()
+}
+
+// timeToPB returns nil for the zero time.
+func timeToPB(t time.Time) *int64 {
+	if t.IsZero() {
+		return nil
 	}
-	return volume
+	return new(t.UnixNano())
+}
+
+func timeFromPB(nano *int64) time.Time {
+	if nano == nil {
+		return time.Time{}
+	}
+	return time.Unix(0, *nano).UTC()
 }
 
 func claimToPB(c nfs.Claim) *workerpb.Claim {

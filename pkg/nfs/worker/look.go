@@ -21,7 +21,7 @@ const (
 func (k *keeper) kept() bool { return k.known || k.class || k.volume }
 
 // tend looks after the worker while nobody calls: it reads its status, stops it
-// when idle, starts it when work waits in the trash. It ends with the pool, or
+// when idle, starts it when work waits in the trash or an archive expires. It ends with the pool, or
 // when the keeper is of no more use.
 func (k *keeper) tend() {
 	ticker := time.NewTicker(min(k.pool.options.StatusInterval, k.pool.options.IdleTimeout))
@@ -46,7 +46,10 @@ func (k *keeper) look() {
 		k.loseLocked(p, p.why())
 	}
 	running := k.current != nil
-	needed := k.status != nil && (running || k.wanted && time.Now().After(k.lookAt))
+	now := time.Now()
+	expiry := k.counters.status.NextExpiry
+	due := k.kept() && !expiry.IsZero() && now.After(expiry)
+	needed := k.status != nil && (running || (k.wanted || due) && now.After(k.lookAt))
 	k.mu.Unlock()
 	switch {
 	case !needed:

@@ -78,6 +78,28 @@ func TestKnownExportIsPurged(t *testing.T) {
 	waitFor(t, "the worker goes", func() bool { return processesOf(pool) == 0 }, say)
 }
 
+// An export on which an archive expires is looked at then, and not before.
+func TestExpiryIsLookedAt(t *testing.T) {
+	pool := newStorePool(t, StoreOptions{Options: testOptions()})
+	e := export(t)
+	status := filepath.Join(e.Share, "status")
+	expiry := time.Now().Add(1500 * time.Millisecond)
+	writeFile(t, status, fmt.Sprintf("0 0 %d", expiry.UnixNano()))
+	pool.KnowClassExports([]nfs.Export{e})
+	say := func() string { return fmt.Sprintf("%+v, %d workers", countersOf(pool, e), processesOf(pool)) }
+	waitFor(t, "the worker came and went", func() bool {
+		return countersOf(pool, e).starts == 1 && processesOf(pool) == 0
+	}, say)
+	waitFor(t, "it comes again", func() bool { return countersOf(pool, e).starts == 2 }, say)
+	if early := time.Until(expiry); early > 0 {
+		t.Errorf("it came %v too early", early)
+	}
+	writeFile(t, status, "0 0")
+	waitFor(t, "nothing is due any more", func() bool {
+		return countersOf(pool, e).status.NextExpiry.IsZero() && processesOf(pool) == 0
+	}, say)
+}
+
 // A caller's use keeps an export known; what the cluster says of others does not
 // concern it.
 func TestUsedExportStaysKnown(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 type counters struct {
 	starts, kills, crashes int64
 	// purged and skipped sum up the former workers.
-	purged, skipped int64
+	purged, skipped, expired int64
 	// status is the last that was heard, of a worker that may have ended.
 	status Status
 }
@@ -17,11 +17,12 @@ type counters struct {
 func (c *counters) begin(s Status) {
 	c.purged += c.status.Purged
 	c.skipped += c.status.SkippedRecords
+	c.expired += c.status.ArchivesExpired
 	c.status = s
 }
 
 type descriptions struct {
-	running, starts, kills, crashes, breaker, backlog, failing, purged, skipped *prometheus.Desc
+	running, starts, kills, crashes, breaker, backlog, failing, purged, skipped, archives, expired *prometheus.Desc
 }
 
 // describe makes the descriptions for a kind of pool. The label "export" of
@@ -34,15 +35,17 @@ func describe(kind string) descriptions {
 		return prometheus.NewDesc("nfs_csi_"+name, help, []string{"export"}, nil)
 	}
 	return descriptions{
-		running: worker("running", "Worker processes that exist, the spare one and those that the kernel does not let go included."),
-		starts:  worker("starts_total", "Workers started for the export.", "export"),
-		kills:   worker("kills_total", "Workers killed because a call got no answer in time.", "export"),
-		crashes: worker("crashes_total", "Workers that ended by themselves.", "export"),
-		breaker: worker("breaker_open", "1 while calls are refused, or tried one at a time, after a failure.", "export"),
-		backlog: store("trash_backlog", "Deleted volumes that wait in the export's trash, as last seen."),
-		failing: store("trash_failing", "Those of the backlog that could not be removed so far."),
-		purged:  store("trash_purged_total", "Files and directories unlinked from the export's trash."),
-		skipped: store("store_skipped_records_total", "Times that a listing left out a record that cannot be read."),
+		running:  worker("running", "Worker processes that exist, the spare one and those that the kernel does not let go included."),
+		starts:   worker("starts_total", "Workers started for the export.", "export"),
+		kills:    worker("kills_total", "Workers killed because a call got no answer in time.", "export"),
+		crashes:  worker("crashes_total", "Workers that ended by themselves.", "export"),
+		breaker:  worker("breaker_open", "1 while calls are refused, or tried one at a time, after a failure.", "export"),
+		backlog:  store("trash_backlog", "Deleted volumes that wait in the export's trash, as last seen."),
+		failing:  store("trash_failing", "Those of the backlog that could not be removed so far."),
+		purged:   store("trash_purged_total", "Files and directories unlinked from the export's trash."),
+		skipped:  store("store_skipped_records_total", "Times that a listing left out a record that cannot be read."),
+		archives: store("archives", "Archived volumes on the export, as last seen."),
+		expired:  store("archives_expired_total", "Archived volumes that went to the trash when their retention had ended."),
 	}
 }
 
@@ -53,7 +56,7 @@ func (p *pool) Describe(ch chan<- *prometheus.Desc) {
 		ch <- desc
 	}
 	if p.kind == kindStore {
-		for _, desc := range []*prometheus.Desc{d.backlog, d.failing, d.purged, d.skipped} {
+		for _, desc := range []*prometheus.Desc{d.backlog, d.failing, d.purged, d.skipped, d.archives, d.expired} {
 			ch <- desc
 		}
 	}
@@ -90,6 +93,8 @@ func (p *pool) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(d.failing, prometheus.GaugeValue, float64(c.status.TrashFailing), k.label)
 			ch <- prometheus.MustNewConstMetric(d.purged, prometheus.CounterValue, float64(c.purged+c.status.Purged), k.label)
 			ch <- prometheus.MustNewConstMetric(d.skipped, prometheus.CounterValue, float64(c.skipped+c.status.SkippedRecords), k.label)
+			ch <- prometheus.MustNewConstMetric(d.archives, prometheus.GaugeValue, float64(c.status.Archives), k.label)
+			ch <- prometheus.MustNewConstMetric(d.expired, prometheus.CounterValue, float64(c.expired+c.status.ArchivesExpired), k.label)
 		}
 	}
 }

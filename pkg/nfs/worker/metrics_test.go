@@ -46,6 +46,8 @@ func TestMetrics(t *testing.T) {
 	}
 	store, mount := " export=fake:"+e.Share+" vers=4.1", " export=srv"
 	want := []string{
+		"nfs_csi_archives" + store + " 0",
+		"nfs_csi_archives_expired_total" + store + " 0",
 		"nfs_csi_store_skipped_records_total" + store + " 0",
 		"nfs_csi_trash_backlog" + store + " 3",
 		"nfs_csi_trash_failing" + store + " 0",

@@ -39,12 +39,15 @@ type exportStore struct {
 func (s *exportStore) Status() Status {
 	b := s.Backlog()
 	return Status{
-		TrashBacklog:   int64(b.Entries),
-		TrashFailing:   int64(b.Failing),
-		TrashSettled:   b.Settled,
-		Purged:         int64(b.RemovedFiles),
-		SkippedRecords: int64(b.SkippedRecords),
-		Quota:          s.Features().Quota,
+		TrashBacklog:    int64(b.Entries),
+		TrashFailing:    int64(b.Failing),
+		TrashSettled:    b.Settled,
+		Purged:          int64(b.RemovedFiles),
+		SkippedRecords:  int64(b.SkippedRecords),
+		Archives:        int64(b.Archives),
+		ArchivesExpired: int64(b.ArchivesExpired),
+		NextExpiry:      b.NextExpiry,
+		Quota:           s.Features().Quota,
 	}
 }
 

@@ -312,12 +312,14 @@ type CreateVolumeRequest struct {
 	MaxBytes int64                  `protobuf:"varint,4,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	OnDelete string                 `protobuf:"bytes,5,opt,name=on_delete,json=onDelete,proto3" json:"on_delete,omitempty"`
 	// Mode bits as chmod(2) takes them.
-	Mode          uint32  `protobuf:"varint,6,opt,name=mode,proto3" json:"mode,omitempty"`
-	Uid           *uint32 `protobuf:"varint,7,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
-	Gid           *uint32 `protobuf:"varint,8,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
-	Claim         *Claim  `protobuf:"bytes,9,opt,name=claim,proto3" json:"claim,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Mode  uint32  `protobuf:"varint,6,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid   *uint32 `protobuf:"varint,7,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
+	Gid   *uint32 `protobuf:"varint,8,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
+	Claim *Claim  `protobuf:"bytes,9,opt,name=claim,proto3" json:"claim,omitempty"`
+	// Nanoseconds; 0 means for ever.
+	ArchiveRetention int64 `protobuf:"varint,20,opt,name=archive_retention,json=archiveRetention,proto3" json:"archive_retention,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -413,6 +415,13 @@ func (x *CreateVolumeRequest) GetClaim() *Claim {
 	return nil
 }
 
+func (x *CreateVolumeRequest) GetArchiveRetention() int64 {
+	if x != nil {
+		return x.ArchiveRetention
+	}
+	return 0
+}
+
 type Volume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -425,9 +434,10 @@ type Volume struct {
 	Gid           *uint32                `protobuf:"varint,8,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
 	Claim         *Claim                 `protobuf:"bytes,9,opt,name=claim,proto3" json:"claim,omitempty"`
 	// Nanoseconds since 1970 UTC; absent when unknown.
-	CreatedUnixNano *int64 `protobuf:"varint,10,opt,name=created_unix_nano,json=createdUnixNano,proto3,oneof" json:"created_unix_nano,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	CreatedUnixNano  *int64 `protobuf:"varint,10,opt,name=created_unix_nano,json=createdUnixNano,proto3,oneof" json:"created_unix_nano,omitempty"`
+	ArchiveRetention int64  `protobuf:"varint,20,opt,name=archive_retention,json=archiveRetention,proto3" json:"archive_retention,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
@@ -526,6 +536,13 @@ func (x *Volume) GetClaim() *Claim {
 func (x *Volume) GetCreatedUnixNano() int64 {
 	if x != nil && x.CreatedUnixNano != nil {
 		return *x.CreatedUnixNano
+	}
+	return 0
+}
+
+func (x *Volume) GetArchiveRetention() int64 {
+	if x != nil {
+		return x.ArchiveRetention
 	}
 	return 0
 }
@@ -671,6 +688,205 @@ func (x *ListVolumesResponse) GetVolumes() []*Volume {
 	return nil
 }
 
+type ListArchivesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	After string                 `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	// At most this many; 0 means all.
+	Limit         int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListArchivesRequest) Reset() {
+	*x = ListArchivesRequest{}
+	mi := &file_worker_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListArchivesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListArchivesRequest) ProtoMessage() {}
+
+func (x *ListArchivesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListArchivesRequest.ProtoReflect.Descriptor instead.
+func (*ListArchivesRequest) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListArchivesRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *ListArchivesRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListArchivesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Archives      []*ArchivedVolume      `protobuf:"bytes,1,rep,name=archives,proto3" json:"archives,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListArchivesResponse) Reset() {
+	*x = ListArchivesResponse{}
+	mi := &file_worker_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListArchivesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListArchivesResponse) ProtoMessage() {}
+
+func (x *ListArchivesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListArchivesResponse.ProtoReflect.Descriptor instead.
+func (*ListArchivesResponse) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListArchivesResponse) GetArchives() []*ArchivedVolume {
+	if x != nil {
+		return x.Archives
+	}
+	return nil
+}
+
+type ArchivedVolume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Dir           string                 `protobuf:"bytes,3,opt,name=dir,proto3" json:"dir,omitempty"`
+	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	CapacityBytes int64                  `protobuf:"varint,5,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
+	Claim         *Claim                 `protobuf:"bytes,6,opt,name=claim,proto3" json:"claim,omitempty"`
+	// Nanoseconds since 1970 UTC.
+	ArchivedUnixNano int64 `protobuf:"varint,7,opt,name=archived_unix_nano,json=archivedUnixNano,proto3" json:"archived_unix_nano,omitempty"`
+	// Absent when it is kept for ever.
+	ExpiresUnixNano *int64 `protobuf:"varint,8,opt,name=expires_unix_nano,json=expiresUnixNano,proto3,oneof" json:"expires_unix_nano,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ArchivedVolume) Reset() {
+	*x = ArchivedVolume{}
+	mi := &file_worker_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArchivedVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArchivedVolume) ProtoMessage() {}
+
+func (x *ArchivedVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArchivedVolume.ProtoReflect.Descriptor instead.
+func (*ArchivedVolume) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ArchivedVolume) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ArchivedVolume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ArchivedVolume) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+func (x *ArchivedVolume) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ArchivedVolume) GetCapacityBytes() int64 {
+	if x != nil {
+		return x.CapacityBytes
+	}
+	return 0
+}
+
+func (x *ArchivedVolume) GetClaim() *Claim {
+	if x != nil {
+		return x.Claim
+	}
+	return nil
+}
+
+func (x *ArchivedVolume) GetArchivedUnixNano() int64 {
+	if x != nil {
+		return x.ArchivedUnixNano
+	}
+	return 0
+}
+
+func (x *ArchivedVolume) GetExpiresUnixNano() int64 {
+	if x != nil && x.ExpiresUnixNano != nil {
+		return *x.ExpiresUnixNano
+	}
+	return 0
+}
+
 type DeleteVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -681,7 +897,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +909,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +922,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{10}
+	return file_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteVolumeRequest) GetId() string {
@@ -737,7 +953,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +965,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +978,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{11}
+	return file_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UsageResponse) GetTotalBytes() int64 {
@@ -809,20 +1025,24 @@ func (x *UsageResponse) GetUsedInodes() int64 {
 
 // See Status in pkg/nfs/worker.
 type StatusResponse struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	TrashBacklog   int64                  `protobuf:"varint,1,opt,name=trash_backlog,json=trashBacklog,proto3" json:"trash_backlog,omitempty"`
-	TrashFailing   int64                  `protobuf:"varint,2,opt,name=trash_failing,json=trashFailing,proto3" json:"trash_failing,omitempty"`
-	Purged         int64                  `protobuf:"varint,3,opt,name=purged,proto3" json:"purged,omitempty"`
-	SkippedRecords int64                  `protobuf:"varint,4,opt,name=skipped_records,json=skippedRecords,proto3" json:"skipped_records,omitempty"`
-	Quota          bool                   `protobuf:"varint,5,opt,name=quota,proto3" json:"quota,omitempty"`
-	TrashSettled   bool                   `protobuf:"varint,6,opt,name=trash_settled,json=trashSettled,proto3" json:"trash_settled,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	TrashBacklog    int64                  `protobuf:"varint,1,opt,name=trash_backlog,json=trashBacklog,proto3" json:"trash_backlog,omitempty"`
+	TrashFailing    int64                  `protobuf:"varint,2,opt,name=trash_failing,json=trashFailing,proto3" json:"trash_failing,omitempty"`
+	Purged          int64                  `protobuf:"varint,3,opt,name=purged,proto3" json:"purged,omitempty"`
+	SkippedRecords  int64                  `protobuf:"varint,4,opt,name=skipped_records,json=skippedRecords,proto3" json:"skipped_records,omitempty"`
+	Quota           bool                   `protobuf:"varint,5,opt,name=quota,proto3" json:"quota,omitempty"`
+	TrashSettled    bool                   `protobuf:"varint,6,opt,name=trash_settled,json=trashSettled,proto3" json:"trash_settled,omitempty"`
+	Archives        int64                  `protobuf:"varint,20,opt,name=archives,proto3" json:"archives,omitempty"`
+	ArchivesExpired int64                  `protobuf:"varint,21,opt,name=archives_expired,json=archivesExpired,proto3" json:"archives_expired,omitempty"`
+	// Nanoseconds since 1970 UTC; absent when no archive will expire.
+	NextExpiryUnixNano *int64 `protobuf:"varint,22,opt,name=next_expiry_unix_nano,json=nextExpiryUnixNano,proto3,oneof" json:"next_expiry_unix_nano,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1054,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1067,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{12}
+	return file_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatusResponse) GetTrashBacklog() int64 {
@@ -892,6 +1112,27 @@ func (x *StatusResponse) GetTrashSettled() bool {
 	return false
 }
 
+func (x *StatusResponse) GetArchives() int64 {
+	if x != nil {
+		return x.Archives
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetArchivesExpired() int64 {
+	if x != nil {
+		return x.ArchivesExpired
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetNextExpiryUnixNano() int64 {
+	if x != nil && x.NextExpiryUnixNano != nil {
+		return *x.NextExpiryUnixNano
+	}
+	return 0
+}
+
 type MountRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Export        *Export                `protobuf:"bytes,1,opt,name=export,proto3" json:"export,omitempty"`
@@ -904,7 +1145,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +1157,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +1170,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{13}
+	return file_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MountRequest) GetExport() *Export {
@@ -971,7 +1212,7 @@ type BindRequest struct {
 
 func (x *BindRequest) Reset() {
 	*x = BindRequest{}
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1224,7 @@ func (x *BindRequest) String() string {
 func (*BindRequest) ProtoMessage() {}
 
 func (x *BindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1237,7 @@ func (x *BindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindRequest.ProtoReflect.Descriptor instead.
 func (*BindRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{14}
+	return file_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BindRequest) GetSource() string {
@@ -1029,7 +1270,7 @@ type MountUsageRequest struct {
 
 func (x *MountUsageRequest) Reset() {
 	*x = MountUsageRequest{}
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1282,7 @@ func (x *MountUsageRequest) String() string {
 func (*MountUsageRequest) ProtoMessage() {}
 
 func (x *MountUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1295,7 @@ func (x *MountUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountUsageRequest.ProtoReflect.Descriptor instead.
 func (*MountUsageRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{15}
+	return file_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MountUsageRequest) GetPath() string {
@@ -1088,7 +1329,7 @@ const file_worker_proto_rawDesc = "" +
 	"purge_rate\x18\x05 \x01(\x05R\tpurgeRate\"9\n" +
 	"\x05Claim\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\x90\x02\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xbd\x02\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x1b\n" +
@@ -1098,9 +1339,10 @@ const file_worker_proto_rawDesc = "" +
 	"\x04mode\x18\x06 \x01(\rR\x04mode\x12\x15\n" +
 	"\x03uid\x18\a \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x15\n" +
 	"\x03gid\x18\b \x01(\rH\x01R\x03gid\x88\x01\x01\x12*\n" +
-	"\x05claim\x18\t \x01(\v2\x14.nfscsi.worker.ClaimR\x05claimB\x06\n" +
+	"\x05claim\x18\t \x01(\v2\x14.nfscsi.worker.ClaimR\x05claim\x12+\n" +
+	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetentionB\x06\n" +
 	"\x04_uidB\x06\n" +
-	"\x04_gid\"\xc7\x02\n" +
+	"\x04_gid\"\xf4\x02\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1112,7 +1354,8 @@ const file_worker_proto_rawDesc = "" +
 	"\x03gid\x18\b \x01(\rH\x01R\x03gid\x88\x01\x01\x12*\n" +
 	"\x05claim\x18\t \x01(\v2\x14.nfscsi.worker.ClaimR\x05claim\x12/\n" +
 	"\x11created_unix_nano\x18\n" +
-	" \x01(\x03H\x02R\x0fcreatedUnixNano\x88\x01\x01B\x06\n" +
+	" \x01(\x03H\x02R\x0fcreatedUnixNano\x88\x01\x01\x12+\n" +
+	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetentionB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gidB\x14\n" +
 	"\x12_created_unix_nano\"\"\n" +
@@ -1122,7 +1365,22 @@ const file_worker_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\tR\x05after\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\"F\n" +
 	"\x13ListVolumesResponse\x12/\n" +
-	"\avolumes\x18\x01 \x03(\v2\x15.nfscsi.worker.VolumeR\avolumes\"7\n" +
+	"\avolumes\x18\x01 \x03(\v2\x15.nfscsi.worker.VolumeR\avolumes\"A\n" +
+	"\x13ListArchivesRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\tR\x05after\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\x05R\x05limit\"Q\n" +
+	"\x14ListArchivesResponse\x129\n" +
+	"\barchives\x18\x01 \x03(\v2\x1d.nfscsi.worker.ArchivedVolumeR\barchives\"\xa6\x02\n" +
+	"\x0eArchivedVolume\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03dir\x18\x03 \x01(\tR\x03dir\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x12%\n" +
+	"\x0ecapacity_bytes\x18\x05 \x01(\x03R\rcapacityBytes\x12*\n" +
+	"\x05claim\x18\x06 \x01(\v2\x14.nfscsi.worker.ClaimR\x05claim\x12,\n" +
+	"\x12archived_unix_nano\x18\a \x01(\x03R\x10archivedUnixNano\x12/\n" +
+	"\x11expires_unix_nano\x18\b \x01(\x03H\x00R\x0fexpiresUnixNano\x88\x01\x01B\x14\n" +
+	"\x12_expires_unix_nano\"7\n" +
 	"\x13DeleteVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\"\xe7\x01\n" +
@@ -1135,14 +1393,18 @@ const file_worker_proto_rawDesc = "" +
 	"\ftotal_inodes\x18\x04 \x01(\x03R\vtotalInodes\x12)\n" +
 	"\x10available_inodes\x18\x05 \x01(\x03R\x0favailableInodes\x12\x1f\n" +
 	"\vused_inodes\x18\x06 \x01(\x03R\n" +
-	"usedInodes\"\xd6\x01\n" +
+	"usedInodes\"\xef\x02\n" +
 	"\x0eStatusResponse\x12#\n" +
 	"\rtrash_backlog\x18\x01 \x01(\x03R\ftrashBacklog\x12#\n" +
 	"\rtrash_failing\x18\x02 \x01(\x03R\ftrashFailing\x12\x16\n" +
 	"\x06purged\x18\x03 \x01(\x03R\x06purged\x12'\n" +
 	"\x0fskipped_records\x18\x04 \x01(\x03R\x0eskippedRecords\x12\x14\n" +
 	"\x05quota\x18\x05 \x01(\bR\x05quota\x12#\n" +
-	"\rtrash_settled\x18\x06 \x01(\bR\ftrashSettled\"\x84\x01\n" +
+	"\rtrash_settled\x18\x06 \x01(\bR\ftrashSettled\x12\x1a\n" +
+	"\barchives\x18\x14 \x01(\x03R\barchives\x12)\n" +
+	"\x10archives_expired\x18\x15 \x01(\x03R\x0farchivesExpired\x126\n" +
+	"\x15next_expiry_unix_nano\x18\x16 \x01(\x03H\x00R\x12nextExpiryUnixNano\x88\x01\x01B\x18\n" +
+	"\x16_next_expiry_unix_nano\"\x84\x01\n" +
 	"\fMountRequest\x12-\n" +
 	"\x06export\x18\x01 \x01(\v2\x15.nfscsi.worker.ExportR\x06export\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x16\n" +
@@ -1153,12 +1415,13 @@ const file_worker_proto_rawDesc = "" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1b\n" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\"'\n" +
 	"\x11MountUsageRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path2\xf6\x03\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path2\xcf\x04\n" +
 	"\x05Store\x12A\n" +
 	"\x04Open\x12\x1a.nfscsi.worker.OpenRequest\x1a\x1d.nfscsi.worker.StatusResponse\x12I\n" +
 	"\fCreateVolume\x12\".nfscsi.worker.CreateVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12C\n" +
 	"\tGetVolume\x12\x1f.nfscsi.worker.GetVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12T\n" +
-	"\vListVolumes\x12!.nfscsi.worker.ListVolumesRequest\x1a\".nfscsi.worker.ListVolumesResponse\x12H\n" +
+	"\vListVolumes\x12!.nfscsi.worker.ListVolumesRequest\x1a\".nfscsi.worker.ListVolumesResponse\x12W\n" +
+	"\fListArchives\x12\".nfscsi.worker.ListArchivesRequest\x1a#.nfscsi.worker.ListArchivesResponse\x12H\n" +
 	"\fDeleteVolume\x12\".nfscsi.worker.DeleteVolumeRequest\x1a\x14.nfscsi.worker.Empty\x12;\n" +
 	"\x05Usage\x12\x14.nfscsi.worker.Empty\x1a\x1c.nfscsi.worker.UsageResponse\x12=\n" +
 	"\x06Status\x12\x14.nfscsi.worker.Empty\x1a\x1d.nfscsi.worker.StatusResponse2\xc8\x01\n" +
@@ -1179,56 +1442,63 @@ func file_worker_proto_rawDescGZIP() []byte {
 	return file_worker_proto_rawDescData
 }
 
-var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_worker_proto_goTypes = []any{
-	(*Empty)(nil),               // 0: nfscsi.worker.Empty
-	(*ErrorDetail)(nil),         // 1: nfscsi.worker.ErrorDetail
-	(*Export)(nil),              // 2: nfscsi.worker.Export
-	(*OpenRequest)(nil),         // 3: nfscsi.worker.OpenRequest
-	(*Claim)(nil),               // 4: nfscsi.worker.Claim
-	(*CreateVolumeRequest)(nil), // 5: nfscsi.worker.CreateVolumeRequest
-	(*Volume)(nil),              // 6: nfscsi.worker.Volume
-	(*GetVolumeRequest)(nil),    // 7: nfscsi.worker.GetVolumeRequest
-	(*ListVolumesRequest)(nil),  // 8: nfscsi.worker.ListVolumesRequest
-	(*ListVolumesResponse)(nil), // 9: nfscsi.worker.ListVolumesResponse
-	(*DeleteVolumeRequest)(nil), // 10: nfscsi.worker.DeleteVolumeRequest
-	(*UsageResponse)(nil),       // 11: nfscsi.worker.UsageResponse
-	(*StatusResponse)(nil),      // 12: nfscsi.worker.StatusResponse
-	(*MountRequest)(nil),        // 13: nfscsi.worker.MountRequest
-	(*BindRequest)(nil),         // 14: nfscsi.worker.BindRequest
-	(*MountUsageRequest)(nil),   // 15: nfscsi.worker.MountUsageRequest
+	(*Empty)(nil),                // 0: nfscsi.worker.Empty
+	(*ErrorDetail)(nil),          // 1: nfscsi.worker.ErrorDetail
+	(*Export)(nil),               // 2: nfscsi.worker.Export
+	(*OpenRequest)(nil),          // 3: nfscsi.worker.OpenRequest
+	(*Claim)(nil),                // 4: nfscsi.worker.Claim
+	(*CreateVolumeRequest)(nil),  // 5: nfscsi.worker.CreateVolumeRequest
+	(*Volume)(nil),               // 6: nfscsi.worker.Volume
+	(*GetVolumeRequest)(nil),     // 7: nfscsi.worker.GetVolumeRequest
+	(*ListVolumesRequest)(nil),   // 8: nfscsi.worker.ListVolumesRequest
+	(*ListVolumesResponse)(nil),  // 9: nfscsi.worker.ListVolumesResponse
+	(*ListArchivesRequest)(nil),  // 10: nfscsi.worker.ListArchivesRequest
+	(*ListArchivesResponse)(nil), // 11: nfscsi.worker.ListArchivesResponse
+	(*ArchivedVolume)(nil),       // 12: nfscsi.worker.ArchivedVolume
+	(*DeleteVolumeRequest)(nil),  // 13: nfscsi.worker.DeleteVolumeRequest
+	(*UsageResponse)(nil),        // 14: nfscsi.worker.UsageResponse
+	(*StatusResponse)(nil),       // 15: nfscsi.worker.StatusResponse
+	(*MountRequest)(nil),         // 16: nfscsi.worker.MountRequest
+	(*BindRequest)(nil),          // 17: nfscsi.worker.BindRequest
+	(*MountUsageRequest)(nil),    // 18: nfscsi.worker.MountUsageRequest
 }
 var file_worker_proto_depIdxs = []int32{
 	2,  // 0: nfscsi.worker.OpenRequest.export:type_name -> nfscsi.worker.Export
 	4,  // 1: nfscsi.worker.CreateVolumeRequest.claim:type_name -> nfscsi.worker.Claim
 	4,  // 2: nfscsi.worker.Volume.claim:type_name -> nfscsi.worker.Claim
 	6,  // 3: nfscsi.worker.ListVolumesResponse.volumes:type_name -> nfscsi.worker.Volume
-	2,  // 4: nfscsi.worker.MountRequest.export:type_name -> nfscsi.worker.Export
-	3,  // 5: nfscsi.worker.Store.Open:input_type -> nfscsi.worker.OpenRequest
-	5,  // 6: nfscsi.worker.Store.CreateVolume:input_type -> nfscsi.worker.CreateVolumeRequest
-	7,  // 7: nfscsi.worker.Store.GetVolume:input_type -> nfscsi.worker.GetVolumeRequest
-	8,  // 8: nfscsi.worker.Store.ListVolumes:input_type -> nfscsi.worker.ListVolumesRequest
-	10, // 9: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
-	0,  // 10: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
-	0,  // 11: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
-	13, // 12: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
-	14, // 13: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
-	15, // 14: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
-	12, // 15: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
-	6,  // 16: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
-	6,  // 17: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
-	9,  // 18: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
-	0,  // 19: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
-	11, // 20: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
-	12, // 21: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
-	0,  // 22: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
-	0,  // 23: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
-	11, // 24: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
-	15, // [15:25] is the sub-list for method output_type
-	5,  // [5:15] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	12, // 4: nfscsi.worker.ListArchivesResponse.archives:type_name -> nfscsi.worker.ArchivedVolume
+	4,  // 5: nfscsi.worker.ArchivedVolume.claim:type_name -> nfscsi.worker.Claim
+	2,  // 6: nfscsi.worker.MountRequest.export:type_name -> nfscsi.worker.Export
+	3,  // 7: nfscsi.worker.Store.Open:input_type -> nfscsi.worker.OpenRequest
+	5,  // 8: nfscsi.worker.Store.CreateVolume:input_type -> nfscsi.worker.CreateVolumeRequest
+	7,  // 9: nfscsi.worker.Store.GetVolume:input_type -> nfscsi.worker.GetVolumeRequest
+	8,  // 10: nfscsi.worker.Store.ListVolumes:input_type -> nfscsi.worker.ListVolumesRequest
+	10, // 11: nfscsi.worker.Store.ListArchives:input_type -> nfscsi.worker.ListArchivesRequest
+	13, // 12: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
+	0,  // 13: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
+	0,  // 14: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
+	16, // 15: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
+	17, // 16: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
+	18, // 17: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
+	15, // 18: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
+	6,  // 19: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
+	6,  // 20: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
+	9,  // 21: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
+	11, // 22: nfscsi.worker.Store.ListArchives:output_type -> nfscsi.worker.ListArchivesResponse
+	0,  // 23: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
+	14, // 24: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
+	15, // 25: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
+	0,  // 26: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
+	0,  // 27: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
+	14, // 28: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
+	18, // [18:29] is the sub-list for method output_type
+	7,  // [7:18] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_worker_proto_init() }
@@ -1238,13 +1508,15 @@ func file_worker_proto_init() {
 	}
 	file_worker_proto_msgTypes[5].OneofWrappers = []any{}
 	file_worker_proto_msgTypes[6].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[12].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_proto_rawDesc), len(file_worker_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

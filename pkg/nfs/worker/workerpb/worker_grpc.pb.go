@@ -26,6 +26,7 @@ const (
 	Store_CreateVolume_FullMethodName = "/nfscsi.worker.Store/CreateVolume"
 	Store_GetVolume_FullMethodName    = "/nfscsi.worker.Store/GetVolume"
 	Store_ListVolumes_FullMethodName  = "/nfscsi.worker.Store/ListVolumes"
+	Store_ListArchives_FullMethodName = "/nfscsi.worker.Store/ListArchives"
 	Store_DeleteVolume_FullMethodName = "/nfscsi.worker.Store/DeleteVolume"
 	Store_Usage_FullMethodName        = "/nfscsi.worker.Store/Usage"
 	Store_Status_FullMethodName       = "/nfscsi.worker.Store/Status"
@@ -41,6 +42,7 @@ type StoreClient interface {
 	CreateVolume(ctx context.Context, in *CreateVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	GetVolume(ctx context.Context, in *GetVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
+	ListArchives(ctx context.Context, in *ListArchivesRequest, opts ...grpc.CallOption) (*ListArchivesResponse, error)
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*Empty, error)
 	Usage(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*UsageResponse, error)
 	Status(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*StatusResponse, error)
@@ -94,6 +96,16 @@ func (c *storeClient) ListVolumes(ctx context.Context, in *ListVolumesRequest, o
 	return out, nil
 }
 
+func (c *storeClient) ListArchives(ctx context.Context, in *ListArchivesRequest, opts ...grpc.CallOption) (*ListArchivesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListArchivesResponse)
+	err := c.cc.Invoke(ctx, Store_ListArchives_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *storeClient) DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Empty)
@@ -134,6 +146,7 @@ type StoreServer interface {
 	CreateVolume(context.Context, *CreateVolumeRequest) (*Volume, error)
 	GetVolume(context.Context, *GetVolumeRequest) (*Volume, error)
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
+	ListArchives(context.Context, *ListArchivesRequest) (*ListArchivesResponse, error)
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*Empty, error)
 	Usage(context.Context, *Empty) (*UsageResponse, error)
 	Status(context.Context, *Empty) (*StatusResponse, error)
@@ -158,6 +171,9 @@ func (UnimplementedStoreServer) GetVolume(context.Context, *GetVolumeRequest) (*
 }
 func (UnimplementedStoreServer) ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListVolumes not implemented")
+}
+func (UnimplementedStoreServer) ListArchives(context.Context, *ListArchivesRequest) (*ListArchivesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListArchives not implemented")
 }
 func (UnimplementedStoreServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
@@ -261,6 +277,24 @@ func _Store_ListVolumes_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Store_ListArchives_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListArchivesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).ListArchives(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_ListArchives_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).ListArchives(ctx, req.(*ListArchivesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Store_DeleteVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DeleteVolumeRequest)
 	if err := dec(in); err != nil {
@@ -337,6 +371,10 @@ var Store_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListVolumes",
 			Handler:    _Store_ListVolumes_Handler,
+		},
+		{
+			MethodName: "ListArchives",
+			Handler:    _Store_ListArchives_Handler,
 		},
 		{
 			MethodName: "DeleteVolume",
