@@ -7,10 +7,13 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
 // What another process has in the trash is its own while it lives.
@@ -182,4 +185,82 @@ func TestFence(t *testing.T) {
 	remove(t, s, "new")
 	waitPurged(t, d)
 	consistent(t, d)
+}
+
+// A process is not dead, but slow, and moves the directory to the archive while
+// another, which has taken over the delete, does the same.
+func TestSlowArchive(t *testing.T) {
+	t.Parallel()
+	for n := range slowArchive(t, 0) + 1 {
+		t.Run(fmt.Sprint(n+1), func(t *testing.T) {
+			t.Parallel() // since some wait for the purge to try again
+			slowArchive(t, n+1)
+		})
+	}
+}
+
+// slowArchive has it happen before the n-th operation of the other process, and
+// says how many there were.
+func slowArchive(t *testing.T, n int32) int32 {
+	d := t.TempDir()
+	slow := openStore(t, d, withGrace, func(o *Options) {
+		o.hook = func(_ context.Context, op, p string) error {
+			if op == "rename" && strings.HasPrefix(p, ownDir+"/trash/") {
+				return unix.EIO
+			}
+			return nil
+		}
+	})
+	create(t, slow, with(volumeSpec("v", "a/v"), func(s *nfs.VolumeSpec) { s.OnDelete = nfs.Archive }))
+	mustWrite(t, d+"/a/v/file", "data")
+	if err := slow.DeleteVolume(t.Context(), "v", ""); err == nil {
+		t.Fatal("the archive was moved at once")
+	}
+	slow.purge.stop()
+	var ops atomic.Int32
+	s := openStore(t, d, func(o *Options) {
+		o.hook = func(context.Context, string, string) error {
+			if ops.Add(1) == n {
+				moveToArchive(t, d)
+			}
+			return nil
+		}
+	})
+	waitPurged(t, d)
+	s.purge.stop()
+	archives, err := filepath.Glob(d + "/a/archived-v-*/file")
+	if left := leftovers(t, d); err != nil || len(archives) != 1 || len(left) != 1 || !strings.HasPrefix(left[0], "archive/") {
+		t.Errorf("archives %v, %v, left %v", archives, err, left)
+	}
+	return ops.Load()
+}
+
+// moveToArchive does what is left for a process to do that has found the directory
+// in the trash, if it is there still.
+func moveToArchive(t *testing.T, d string) {
+	dirs, err := filepath.Glob(d + "/" + ownDir + "/trash/*/v.*")
+	if err != nil {
+		t.Error(err)
+	}
+	records, err := filepath.Glob(d + "/" + ownDir + "/archive/*")
+	if err != nil || len(records) != 1 {
+		t.Errorf("archive records: %v, %v", records, err)
+		return
+	}
+	data, err := os.ReadFile(records[0])
+	if err != nil {
+		t.Error(err)
+	}
+	a, err := decodeArchive(records[0], data)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	for _, p := range dirs {
+		if !strings.HasSuffix(p, recordSuffix) && !strings.HasSuffix(p, claimSuffix) {
+			if err := os.Rename(p, d+"/a/"+a.Target); err != nil {
+				t.Error(err)
+			}
+		}
+	}
 }

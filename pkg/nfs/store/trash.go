@@ -113,11 +113,11 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 		return err
 	}
 	r, err := l.entryRecord(ctx, own, e)
+	if err == nil && r == nil || errors.Is(err, nfs.ErrStale) && errors.Is(own.stat(ctx), nfs.ErrStale) {
+		return errTakenOver
+	}
 	if err != nil {
 		return err
-	}
-	if r == nil {
-		return errTakenOver
 	}
 	if r.OnDelete != nfs.Retain || e.expired != "" {
 		if err := p.collect(ctx, l, own, e, r); err != nil {
@@ -126,6 +126,9 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 	}
 	if r.OnDelete == nfs.Archive && e.expired == "" {
 		if err := p.s.archive(ctx, l, own, e, r); err != nil {
+			// If another process had begun this delete and was not dead, but slow, it may
+			// have moved the directory since.
+			e.place = unknown
 			return err
 		}
 	}
