@@ -115,6 +115,38 @@ func retentionText(d time.Duration) string {
 	return d.String()
 }
 
+// VolumeChange is what is to change about a volume; zero fields stay as they are.
+type VolumeChange struct {
+	// MinBytes is the capacity that the volume is to have at least, and MaxBytes,
+	// unless it is 0, what it may have at most. A volume never shrinks.
+	MinBytes, MaxBytes int64
+	OnDelete           *OnDelete
+	// Mode, UID and GID are also given to the directory, each if it is not nil.
+	Mode     *fs.FileMode
+	UID, GID *uint32
+}
+
+// Apply returns the volume as the change makes it. It fails with ErrOutOfRange
+// when the volume would have more than MaxBytes.
+func (c VolumeChange) Apply(v Volume) (Volume, error) {
+	if v.CapacityBytes = max(v.CapacityBytes, c.MinBytes); c.MaxBytes > 0 && v.CapacityBytes > c.MaxBytes {
+		return v, fmt.Errorf("%w: the volume has %d bytes and cannot shrink to the limit of %d", ErrOutOfRange, v.CapacityBytes, c.MaxBytes)
+	}
+	if c.OnDelete != nil {
+		v.OnDelete = *c.OnDelete
+	}
+	if c.Mode != nil {
+		v.Mode = *c.Mode
+	}
+	if c.UID != nil {
+		v.UID = c.UID
+	}
+	if c.GID != nil {
+		v.GID = c.GID
+	}
+	return v, nil
+}
+
 func equalID(a, b *uint32) bool {
 	return a == nil && b == nil || a != nil && b != nil && *a == *b
 }

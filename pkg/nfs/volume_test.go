@@ -1,9 +1,12 @@
 package nfs_test
 
 import (
+	"errors"
 	"io/fs"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
@@ -86,5 +89,37 @@ func TestParseOnDelete(t *testing.T) {
 	}
 	if _, err := nfs.ParseOnDelete("destroy"); err == nil {
 		t.Error("destroy was accepted")
+	}
+}
+
+func TestVolumeChange(t *testing.T) {
+	one, two := uint32(1), uint32(2)
+	was := nfs.Volume{ID: "v", CapacityBytes: 10, OnDelete: nfs.Delete, Mode: 0o755, UID: &one}
+	for name, tt := range map[string]struct {
+		change nfs.VolumeChange
+		want   func(*nfs.Volume)
+		err    error
+	}{
+		"nothing":         {want: func(*nfs.Volume) {}},
+		"larger":          {change: nfs.VolumeChange{MinBytes: 11, MaxBytes: 11}, want: func(v *nfs.Volume) { v.CapacityBytes = 11 }},
+		"never smaller":   {change: nfs.VolumeChange{MinBytes: 5}, want: func(*nfs.Volume) {}},
+		"as the limit":    {change: nfs.VolumeChange{MinBytes: 5, MaxBytes: 10}, want: func(*nfs.Volume) {}},
+		"above the limit": {change: nfs.VolumeChange{MinBytes: 5, MaxBytes: 9}, err: nfs.ErrOutOfRange},
+		"all else": {change: nfs.VolumeChange{OnDelete: new(nfs.Retain), Mode: new(fs.FileMode(0o700)), UID: &two, GID: &one}, want: func(v *nfs.Volume) {
+			v.OnDelete, v.Mode, v.UID, v.GID = nfs.Retain, 0o700, &two, &one
+		}},
+	} {
+		got, err := tt.change.Apply(was)
+		if !errors.Is(err, tt.err) {
+			t.Errorf("%s: %v, want %v", name, err, tt.err)
+		}
+		if err != nil {
+			continue
+		}
+		want := was
+		tt.want(&want)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
 	}
 }

@@ -6,6 +6,7 @@
 //
 //	.nfs-csi/                              mode 0700
 //	  volumes/<id>.json                    the record of a volume
+//	  changes/<id>-<written>/<n>.json      its n-th change: the whole record as it is since; the last two are kept
 //	  dirs/<hash of the directory's path>  the claim of a directory: a symbolic link whose text is the volume's key, "<id>-<created>"
 //	  archive/<id>-<created>.json          the record of an archived volume
 //	  trash/<slot>/                        what one process has deleted, and is removed in the background
@@ -27,6 +28,18 @@
 // was killed and is never tried again leaves its claim and, at most, an empty
 // directory; parents made by a create that was killed, or that lost a race, stay
 // when the volume goes.
+//
+// Update: the changed record is linked into the volume's directory of changes, under
+// the next number, which only one process can; the others read again. The highest
+// number counts, so one that comes late under a number that was free again counts for
+// nothing, not even for whoever made it, since an update ends by reading what it wants.
+// A mark on the file of the record, set before, says that there may be changes: it
+// spares all other volumes the look. Changes without their record mean nothing, so an
+// update cannot bring back what is deleted; after its link it looks for the record,
+// and takes back its change if that is gone. Deletes decide by the record alone, and
+// their purge removes the directory of changes as often as a late update fills it,
+// which it does once at most. An update that is killed between its link and that
+// look, and came late, leaves a small directory that nobody reads.
 //
 // Delete: the record is renamed into the process' slot in the trash, and with that
 // the volume is deleted: only one process can. Then the directory is renamed to

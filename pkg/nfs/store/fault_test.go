@@ -162,7 +162,7 @@ func TestFullDisk(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounting a tmpfs takes root")
 	}
-	for name, options := range map[string]string{"no blocks": "size=64k", "no inodes": "size=1m,nr_inodes=40"} {
+	for name, options := range map[string]string{"no blocks": "size=64k", "no inodes": "size=1m,nr_inodes=41"} {
 		t.Run(name, func(t *testing.T) {
 			d := t.TempDir()
 			if err := unix.Mount("store-test", d, "tmpfs", 0, options); err != nil {

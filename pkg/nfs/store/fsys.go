@@ -168,11 +168,12 @@ func infoOf(st *unix.Stat_t) info {
 	return info{mode: st.Mode, uid: st.Uid, gid: st.Gid, ino: st.Ino, mtime: st.Mtim}
 }
 
-// lstat describes the entry itself, never what a symbolic link points to.
+// lstat describes the entry itself, never what a symbolic link points to; the
+// opened directory when name is "".
 func (d *dir) lstat(ctx context.Context, name string) (info, error) {
 	var st unix.Stat_t
 	err := d.do(ctx, "lstat", name, func(fd int) error {
-		return unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		return unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
 	})
 	return infoOf(&st), err
 }

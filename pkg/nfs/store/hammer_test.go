@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -48,6 +49,11 @@ func (h *hammerJob) run(ctx context.Context, s *Store) error {
 		if _, err := s.CreateVolume(ctx, volumeSpec(shared, "s/"+shared)); err != nil && !isRaced(err) {
 			return err
 		}
+		mode := []fs.FileMode{0o700, 0o750, 0o777}[random.IntN(3)]
+		change := nfs.VolumeChange{MinBytes: int64(random.IntN(1 << 40)), Mode: &mode}
+		if _, err := s.UpdateVolume(ctx, shared, change); err != nil && !isRaced(err) && !errors.Is(err, nfs.ErrNotFound) {
+			return err
+		}
 		if random.IntN(2) == 0 {
 			if err := s.DeleteVolume(ctx, shared, ""); err != nil && !isRaced(err) {
 				return err
@@ -76,6 +82,12 @@ func (h *hammerJob) use(ctx context.Context, s *Store, spec nfs.VolumeSpec) erro
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
+	archive := nfs.Archive
+	updated, err := s.UpdateVolume(ctx, nfs.RecordID(spec.Name), nfs.VolumeChange{MinBytes: spec.MinBytes + 1, OnDelete: &archive})
+	if err != nil || updated.CapacityBytes != spec.MinBytes+1 || updated.OnDelete != archive {
+		return fmt.Errorf("updated: %+v, %w", updated, err)
+	}
+	spec.OnDelete = archive
 	if again, err := s.CreateVolume(ctx, spec); err != nil {
 		return fmt.Errorf("again: %w", err)
 	} else if again.Name != spec.Name {

@@ -147,7 +147,7 @@ func tree(t testing.TB, dir string, skip func(p string) bool) []string {
 func leftovers(t testing.TB, dir string) []string {
 	t.Helper()
 	var out []string
-	for _, sub := range []string{"volumes", "dirs", "archive", "trash", "work"} {
+	for _, sub := range []string{"volumes", "changes", "dirs", "archive", "trash", "work"} {
 		entries, err := os.ReadDir(filepath.Join(dir, ownDir, sub))
 		if err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)

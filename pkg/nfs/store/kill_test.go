@@ -23,9 +23,10 @@ import (
 // job is what a child process of a test does: it is this test binary again.
 type job struct {
 	Dir    string
-	Create *nfs.VolumeSpec // or
-	Delete string          // an id, or
-	Hammer *hammerJob      // see hammer_test.go
+	Create *nfs.VolumeSpec   // or
+	Delete string            // an id, or
+	Update *nfs.VolumeChange // of the volume "pvc-1", or
+	Hammer *hammerJob        // see hammer_test.go
 	// Expire waits for every archive that has a retention to be gone.
 	Expire bool
 	// WaitPurged waits for the trash to be empty at last.
@@ -89,6 +90,8 @@ func (j job) run(ctx context.Context) error {
 		_, err = s.CreateVolume(ctx, *j.Create)
 	case j.Delete != "":
 		err = s.DeleteVolume(ctx, j.Delete, "")
+	case j.Update != nil:
+		_, err = s.UpdateVolume(ctx, "pvc-1", *j.Update)
 	case j.Hammer != nil:
 		err = j.Hammer.run(ctx, s)
 	}
@@ -170,7 +173,7 @@ func neighbours(t testing.TB, dir string) []string {
 	return tree(t, dir, func(p string) bool {
 		return p == "pvc-1" || p == "team" || p == "shared/app" || strings.Contains(p, "pvc-1-") || strings.HasPrefix(p, "archived-pvc-1") ||
 			strings.HasPrefix(p, ownDir+"/trash/") || strings.HasPrefix(p, ownDir+"/work/") || strings.HasPrefix(p, ownDir+"/archive/") ||
-			p == ownDir+"/volumes/pvc-1.json" || p == ownDir+"/dirs/"+claimName("pvc-1") ||
+			p == ownDir+"/volumes/pvc-1.json" || strings.HasPrefix(p, ownDir+"/changes/pvc-1-") || p == ownDir+"/dirs/"+claimName("pvc-1") ||
 			p == ownDir+"/dirs/"+claimName("team/app/pvc-1") || p == ownDir+"/dirs/"+claimName("shared/app/pvc-1")
 	})
 }
@@ -269,7 +272,7 @@ func checkWorkIsCleared(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 	}
-	openStore(t, dir)
+	openStore(t, dir, withGrace)
 	waitFor(t, "work/ to be cleared", func() (bool, string) {
 		entries, err := os.ReadDir(work)
 		return err == nil && len(entries) == 0, fmt.Sprint(entries, err)
@@ -436,11 +439,11 @@ func TestKillPurge(t *testing.T) {
 }
 
 // consistent checks the invariants of an export on which nothing is under way:
-// each record has its directory and its claim, each claim its record, and no
-// volume lies in another.
+// each record has its directory and its claim, each claim its record, changes are those
+// of a volume, and no volume lies in another.
 func consistent(t testing.TB, dir string) {
 	t.Helper()
-	dirs := map[string]string{}
+	dirs, changed := map[string]string{}, map[string]bool{}
 	names, err := filepath.Glob(filepath.Join(dir, ownDir, "volumes", "*"))
 	if err != nil {
 		t.Fatal(err)
@@ -458,7 +461,7 @@ func consistent(t testing.TB, dir string) {
 		if other := dirs[r.Dir]; other != "" {
 			t.Errorf("%q belongs to %q and %q", r.Dir, r.ID, other)
 		}
-		dirs[r.Dir] = r.ID
+		dirs[r.Dir], changed[volumeKey(r.ID, r.Changed)] = r.ID, true
 		if st, err := os.Lstat(filepath.Join(dir, r.Dir)); err != nil || !st.IsDir() {
 			t.Errorf("the directory of %q: %v", r.ID, err)
 		}
@@ -471,6 +474,17 @@ func consistent(t testing.TB, dir string) {
 			if dirs[p] != "" {
 				t.Errorf("%q at %q lies in %q", id, d, dirs[p])
 			}
+		}
+	}
+	changes, err := filepath.Glob(filepath.Join(dir, ownDir, "changes", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range changes {
+		// The last, the one before that, and at times one that came late.
+		entries, err := os.ReadDir(name)
+		if err != nil || len(entries) > 3 || !changed[filepath.Base(name)] {
+			t.Errorf("%s: %v, %v; of a volume: %v", name, entries, err, changed[filepath.Base(name)])
 		}
 	}
 	claims, err := filepath.Glob(filepath.Join(dir, ownDir, "dirs", "*"))

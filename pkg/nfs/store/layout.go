@@ -28,7 +28,7 @@ const (
 
 // layout is the store's own directories, opened.
 type layout struct {
-	volumes, dirs, archive, trash, work *dir
+	volumes, changes, dirs, archive, trash, work *dir
 
 	own atomic.Pointer[dir] // see slot
 }
@@ -95,7 +95,7 @@ func (s *Store) ensureLayout(ctx context.Context) (*layout, error) {
 	for _, d := range []struct {
 		name string
 		dir  **dir
-	}{{"work", &l.work}, {"dirs", &l.dirs}, {"archive", &l.archive}, {"trash", &l.trash}, {"volumes", &l.volumes}} {
+	}{{"work", &l.work}, {"dirs", &l.dirs}, {"archive", &l.archive}, {"trash", &l.trash}, {"changes", &l.changes}, {"volumes", &l.volumes}} {
 		if *d.dir, err = makeDir(ctx, own, d.name); err != nil {
 			return nil, errors.Join(err, l.close())
 		}
@@ -149,7 +149,7 @@ func (s *Store) reopenAfter(l *layout, err error) {
 
 func (l *layout) close() error {
 	var errs []error
-	for _, d := range []*dir{l.volumes, l.dirs, l.archive, l.trash, l.work, l.own.Load()} {
+	for _, d := range []*dir{l.volumes, l.changes, l.dirs, l.archive, l.trash, l.work, l.own.Load()} {
 		if d != nil {
 			errs = append(errs, d.f.Close())
 		}
@@ -175,6 +175,7 @@ func (l *layout) recordForSure(ctx context.Context, id string) (*record, error) 
 	return l.record(ctx, id)
 }
 
+// recordIn reads the record in that file, as it was changed last.
 func (l *layout) recordIn(ctx context.Context, d *dir, name, id string) (*record, error) {
 	data, file, err := readDocument(ctx, d, name)
 	if err != nil {
@@ -190,7 +191,10 @@ func (l *layout) recordIn(ctx context.Context, d *dir, name, id string) (*record
 	if r.ID != id {
 		return nil, fmt.Errorf("%w: the record %q is of the volume %q", nfs.ErrForeign, path.Join(d.path, name), r.ID)
 	}
-	r.file = file
+	r.file, r.changes = file, volumeKey(r.ID, r.Changed)
+	if file.marked() {
+		return l.latest(ctx, d, name, r)
+	}
 	return r, nil
 }
 

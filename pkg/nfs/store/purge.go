@@ -60,6 +60,8 @@ type entry struct {
 	place place
 	slot  string // that the directory is in, with place inSlot
 	claim bool   // may be in the slot
+	// changes names the directory of the volume's changes, if it may have any.
+	changes string
 
 	// completed: nothing is left to do but to remove the files.
 	completed atomic.Bool

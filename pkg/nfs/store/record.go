@@ -23,8 +23,8 @@ const (
 	stateReady = "ready"
 )
 
-// record is the document that says what a volume is and whose. A record never
-// changes in place.
+// record is the document that says what a volume is and whose. No file of it ever
+// changes: a changed record is a document of its own (see latest).
 type record struct {
 	Version  int    `json:"version"`
 	Driver   string `json:"driver"`
@@ -49,6 +49,10 @@ type record struct {
 
 	// file is what the record was read from.
 	file info
+	// changes names the directory of the volume's changes, of which this record is
+	// the number-th, and none if that is 0.
+	changes string
+	number  uint64
 }
 
 // archiveRecord says where the directory of a volume that was deleted with
@@ -78,7 +82,7 @@ func newRecord(opts Options, spec nfs.VolumeSpec, parentsCreated int, created ti
 		Claim:            spec.Claim,
 		State:            stateReady,
 		Created:          created,
-		Changed:          created,
+		Changed:          time.Now().UTC(),
 	}
 }
 
@@ -119,6 +123,14 @@ func (r *record) volume() nfs.Volume {
 		Claim:            r.Claim,
 		Created:          r.Created,
 	}
+}
+
+// changed returns the record as the next change makes it.
+func (r *record) changed(to nfs.Volume) *record {
+	now := *r
+	now.CapacityBytes, now.OnDelete, now.Mode, now.UID, now.GID = to.CapacityBytes, to.OnDelete, formatMode(nfs.UnixMode(to.Mode)), to.UID, to.GID
+	now.Changed = time.Now().UTC()
+	return &now
 }
 
 // spec returns the request that the volume answers.

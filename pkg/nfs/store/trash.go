@@ -119,7 +119,10 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 	if err != nil {
 		return err
 	}
-	if r.OnDelete != nfs.Retain || e.expired != "" {
+	if r.file.marked() {
+		e.changes = r.changes
+	}
+	if r.OnDelete != nfs.Retain || e.changes != "" || e.expired != "" {
 		if err := p.collect(ctx, l, own, e, r); err != nil {
 			return err
 		}
@@ -190,6 +193,12 @@ func (p *purger) collect(ctx context.Context, l *layout, own *dir, e *entry, r *
 	}
 	if e.slot != "" {
 		e.place = inSlot
+		return nil
+	}
+	if r.OnDelete == nfs.Retain {
+		// If it was changed to that after the delete had read something else, the
+		// directory is in the trash, and was found.
+		e.place = nowhere
 		return nil
 	}
 	if err := p.fence(ctx, l, e.name); err != nil {
@@ -319,6 +328,11 @@ func (p *purger) take(ctx context.Context, l *layout, e *entry) error {
 			return err
 		}
 	}
+	if e.changes != "" {
+		if err := p.takeChanges(ctx, l, e.changes); err != nil {
+			return err
+		}
+	}
 	return ignoreAbsent(own.unlink(ctx, e.name+recordSuffix))
 }
 
@@ -358,6 +372,21 @@ func (p *purger) takeHidden(ctx context.Context, l *layout, own *dir, e *entry) 
 	}
 	// Only now its parents may be empty.
 	return p.s.removeParents(ctx, r.Dir, r.ParentsCreated)
+}
+
+// takeChanges removes the changes of a volume, while a late update may be about to
+// add one.
+func (p *purger) takeChanges(ctx context.Context, l *layout, name string) error {
+	// Nobody comes for them later, so the client's cache is not asked.
+	err := l.changes.refresh(ctx)
+	for try := 0; err == nil && try < raceTries; try++ {
+		if err = p.remove(ctx, l.changes, name, nil, 0); isNotEmpty(err) {
+			err = nil
+			continue
+		}
+		return err
+	}
+	return err
 }
 
 // takeClaim removes a claim on its way out, from whose slot ever.
