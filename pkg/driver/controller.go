@@ -27,6 +27,8 @@ func (c *controller) ControllerGetCapabilities(context.Context, *csi.ControllerG
 		csi.ControllerServiceCapability_RPC_GET_VOLUME,
 		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		csi.ControllerServiceCapability_RPC_GET_CAPACITY,
+		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		csi.ControllerServiceCapability_RPC_MODIFY_VOLUME,
 	} {
 		resp.Capabilities = append(resp.Capabilities, &csi.ControllerServiceCapability{
 			Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}},
@@ -65,8 +67,9 @@ func createSpec(req *csi.CreateVolumeRequest) (nfs.Export, nfs.VolumeSpec, error
 	if req.GetVolumeContentSource() != nil {
 		return fail(invalidf("volumes from snapshots or other volumes are not supported"))
 	}
-	if len(req.GetMutableParameters()) > 0 {
-		return fail(invalidf("mutable parameters (VolumeAttributesClass) are not supported"))
+	change, err := parseMutableParameters(req.GetMutableParameters())
+	if err != nil {
+		return fail(err)
 	}
 	params, err := parseParameters(req.GetParameters())
 	if err != nil {
@@ -76,7 +79,7 @@ func createSpec(req *csi.CreateVolumeRequest) (nfs.Export, nfs.VolumeSpec, error
 	if err != nil {
 		return fail(err)
 	}
-	spec, err := params.spec(req.GetName())
+	spec, err := params.change(change).spec(req.GetName())
 	if err != nil {
 		return fail(err)
 	}
@@ -156,6 +159,7 @@ func (c *controller) ValidateVolumeCapabilities(ctx context.Context, req *csi.Va
 		Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{
 			VolumeContext:      req.GetVolumeContext(),
 			VolumeCapabilities: req.GetVolumeCapabilities(),
+			MutableParameters:  req.GetMutableParameters(),
 		},
 	}, nil
 }
@@ -164,8 +168,8 @@ func validate(req *csi.ValidateVolumeCapabilitiesRequest, volume *csi.Volume) er
 	if _, err := checkCapabilities(req.GetVolumeCapabilities()); err != nil {
 		return err
 	}
-	if len(req.GetMutableParameters()) > 0 {
-		return invalidf("mutable parameters (VolumeAttributesClass) are not supported")
+	if _, err := parseMutableParameters(req.GetMutableParameters()); err != nil {
+		return err
 	}
 	if len(req.GetVolumeContext()) == 0 {
 		return nil
@@ -187,21 +191,33 @@ func validate(req *csi.ValidateVolumeCapabilitiesRequest, volume *csi.Volume) er
 // get returns the volume of a handle, or nfs.ErrNotFound for handles that no
 // volume ever had.
 func (c *controller) get(ctx context.Context, volumeID string) (*csi.Volume, error) {
-	handle, err := nfs.ParseHandle(volumeID)
+	handle, volume, err := c.withVolume(ctx, volumeID, func(store Store, id string) (nfs.Volume, error) {
+		return store.GetVolume(ctx, id)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", nfs.ErrNotFound, strings.TrimPrefix(err.Error(), nfs.ErrInvalid.Error()+": "))
-	}
-	store, err := c.stores.Open(ctx, handle.Export)
-	if err != nil {
-		return nil, fmt.Errorf("volume %q on %s: %w", handle.ID, handle.Export, err)
-	}
-	volume, err := store.GetVolume(ctx, handle.ID)
-	if err != nil {
-		return nil, fmt.Errorf("volume %q on %s: %w", handle.ID, handle.Export, err)
+		return nil, err
 	}
 	v := csiVolume(handle.Export, volume)
 	v.VolumeId = volumeID
 	return v, nil
+}
+
+// withVolume calls f with the store and the record id of the volume. It fails with
+// nfs.ErrNotFound for handles that no volume ever had.
+func (c *controller) withVolume(ctx context.Context, volumeID string, f func(store Store, id string) (nfs.Volume, error)) (nfs.Handle, nfs.Volume, error) {
+	handle, err := nfs.ParseHandle(volumeID)
+	if err != nil {
+		return nfs.Handle{}, nfs.Volume{}, fmt.Errorf("%w: %s", nfs.ErrNotFound, strings.TrimPrefix(err.Error(), nfs.ErrInvalid.Error()+": "))
+	}
+	store, err := c.stores.Open(ctx, handle.Export)
+	if err != nil {
+		return nfs.Handle{}, nfs.Volume{}, fmt.Errorf("volume %q on %s: %w", handle.ID, handle.Export, err)
+	}
+	volume, err := f(store, handle.ID)
+	if err != nil {
+		return nfs.Handle{}, nfs.Volume{}, fmt.Errorf("volume %q on %s: %w", handle.ID, handle.Export, err)
+	}
+	return handle, volume, nil
 }
 
 // csiVolume is the volume as CSI describes it.

@@ -123,7 +123,7 @@ func TestCreateVolumeRefuses(t *testing.T) {
 		{"source", func(r *csi.CreateVolumeRequest) {
 			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: testHandle}}}
 		}, invalid, "not supported"},
-		{"mutable parameters", func(r *csi.CreateVolumeRequest) { r.MutableParameters = map[string]string{"a": "b"} }, invalid, "VolumeAttributesClass"},
+		{"mutable parameters", func(r *csi.CreateVolumeRequest) { r.MutableParameters = map[string]string{"subDir": "b"} }, invalid, "VolumeAttributesClass"},
 		{"no server", func(r *csi.CreateVolumeRequest) { delete(r.Parameters, "server") }, invalid, `"server" is missing`},
 		{"no share", func(r *csi.CreateVolumeRequest) { delete(r.Parameters, "share") }, invalid, `"share" is missing`},
 		{"bad server", param("server", "a b"), invalid, `"a b"`},
@@ -441,13 +441,18 @@ func TestCapabilitiesAndIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, x := range pc.GetCapabilities() {
-		got = append(got, "plugin "+x.GetService().GetType().String())
+		if expansion := x.GetVolumeExpansion(); expansion != nil {
+			got = append(got, "plugin expansion "+expansion.GetType().String())
+		} else {
+			got = append(got, "plugin "+x.GetService().GetType().String())
+		}
 	}
 	want := []string{
 		"controller CREATE_DELETE_VOLUME", "controller LIST_VOLUMES", "controller GET_VOLUME",
 		"controller SINGLE_NODE_MULTI_WRITER", "controller GET_CAPACITY",
+		"controller EXPAND_VOLUME", "controller MODIFY_VOLUME",
 		"node STAGE_UNSTAGE_VOLUME", "node GET_VOLUME_STATS", "node SINGLE_NODE_MULTI_WRITER",
-		"plugin CONTROLLER_SERVICE",
+		"plugin CONTROLLER_SERVICE", "plugin expansion ONLINE",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("capabilities (-want +got):\n%s", diff)

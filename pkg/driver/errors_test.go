@@ -154,8 +154,6 @@ func TestUnimplemented(t *testing.T) {
 	c := serve(t, Config{Stores: &fakeStores{}, Mounter: &fakeMounts{}, NodeID: "n"})
 	_, err := c.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: "v"})
 	wantStatus(t, err, codes.Unimplemented)
-	_, err = c.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: testHandle})
-	wantStatus(t, err, codes.Unimplemented)
 	_, err = c.NodeExpandVolume(t.Context(), &csi.NodeExpandVolumeRequest{VolumeId: testHandle})
 	wantStatus(t, err, codes.Unimplemented)
 	_, err = c.ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: testHandle})

@@ -83,9 +83,11 @@ func claimsOf(req any) []claim {
 	case *csi.CreateVolumeRequest:
 		return exclusive("volume " + nfs.RecordID(r.GetName()))
 	case *csi.DeleteVolumeRequest:
-		if h, err := nfs.ParseHandle(r.GetVolumeId()); err == nil {
-			return exclusive("volume " + h.ID)
-		}
+		return ofHandle(r)
+	case *csi.ControllerExpandVolumeRequest:
+		return ofHandle(r)
+	case *csi.ControllerModifyVolumeRequest:
+		return ofHandle(r)
 	case *csi.NodeStageVolumeRequest:
 		return exclusive("volume " + r.GetVolumeId())
 	case *csi.NodeUnstageVolumeRequest:
@@ -100,6 +102,15 @@ func claimsOf(req any) []claim {
 		return exclusive("target path " + r.GetTargetPath())
 	}
 	return nil
+}
+
+// ofHandle is the claim of a volume that a request names by its handle.
+func ofHandle(r interface{ GetVolumeId() string }) []claim {
+	h, err := nfs.ParseHandle(r.GetVolumeId())
+	if err != nil {
+		return nil
+	}
+	return exclusive("volume " + h.ID)
 }
 
 func exclusive(key string) []claim { return []claim{{key: key}} }

@@ -25,6 +25,14 @@ func TestInFlight(t *testing.T) {
 			return err
 		}
 	}
+	expand := func(ctx context.Context, c *client) error {
+		_, err := c.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{VolumeId: testHandle, CapacityRange: &csi.CapacityRange{RequiredBytes: 1}})
+		return err
+	}
+	modify := func(ctx context.Context, c *client) error {
+		_, err := c.ControllerModifyVolume(ctx, &csi.ControllerModifyVolumeRequest{VolumeId: testHandle})
+		return err
+	}
 	get := func(ctx context.Context, c *client) error {
 		_, err := c.ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: testHandle})
 		return err
@@ -39,6 +47,8 @@ func TestInFlight(t *testing.T) {
 		{"delete of what is being created", create("pvc-1"), remove(testHandle), true},
 		{"the same delete", remove(testHandle), remove(testHandle), true},
 		{"delete of another", remove(testHandle), remove("v1:10.0.0.1:/data::pvc-2"), false},
+		{"expanding what is being deleted", remove(testHandle), expand, true},
+		{"modifying what is being expanded", expand, modify, true},
 		{"reading", create("pvc-1"), get, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -54,6 +64,7 @@ func TestInFlight(t *testing.T) {
 			c := serve(t, Config{Stores: oneStore(&fakeStore{
 				create: func(context.Context, nfs.VolumeSpec) (nfs.Volume, error) { hang(); return nfs.Volume{}, nil },
 				delete: func(context.Context, string, string) error { hang(); return nil },
+				update: func(context.Context, string, nfs.VolumeChange) (nfs.Volume, error) { hang(); return nfs.Volume{}, nil },
 				get:    func(context.Context, string) (nfs.Volume, error) { return nfs.Volume{}, nil },
 			})})
 			ended := make(chan error, 1)

@@ -31,6 +31,9 @@ type Store interface {
 	// ListVolumes returns up to limit volumes (0: all) with ids after the given
 	// one, in the order of their ids. More may follow when it returned limit.
 	ListVolumes(ctx context.Context, after string, limit int) ([]nfs.Volume, error)
+	// UpdateVolume changes the volume and returns what it is then. Errors:
+	// ErrNotFound, ErrOutOfRange, ErrForeign, ErrPermission, ErrUnavailable.
+	UpdateVolume(ctx context.Context, id string, change nfs.VolumeChange) (nfs.Volume, error)
 	// DeleteVolume disposes of the volume as its record says. Without a record
 	// it succeeds, unless dir is given and exists: that is ErrForeign, since
 	// nothing says that the directory is ours.

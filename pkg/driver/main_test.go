@@ -50,6 +50,7 @@ type fakeStore struct {
 	create func(context.Context, nfs.VolumeSpec) (nfs.Volume, error)
 	get    func(context.Context, string) (nfs.Volume, error)
 	list   func(context.Context, string, int) ([]nfs.Volume, error)
+	update func(context.Context, string, nfs.VolumeChange) (nfs.Volume, error)
 	delete func(context.Context, string, string) error
 	usage  func(context.Context) (nfs.Usage, error)
 }
@@ -62,6 +63,9 @@ func (f *fakeStore) GetVolume(ctx context.Context, id string) (nfs.Volume, error
 }
 func (f *fakeStore) ListVolumes(ctx context.Context, after string, limit int) ([]nfs.Volume, error) {
 	return f.list(ctx, after, limit)
+}
+func (f *fakeStore) UpdateVolume(ctx context.Context, id string, c nfs.VolumeChange) (nfs.Volume, error) {
+	return f.update(ctx, id, c)
 }
 func (f *fakeStore) DeleteVolume(ctx context.Context, id, dir string) error {
 	return f.delete(ctx, id, dir)

@@ -95,6 +95,57 @@ func parseParameters(raw map[string]string) (parameters, error) {
 	return p, nil
 }
 
+// parseMutableParameters reads the parameters of a VolumeAttributesClass. It fails
+// with nfs.ErrInvalid on keys that cannot change, and on empty values: absent is
+// what says that something stays.
+func parseMutableParameters(raw map[string]string) (nfs.VolumeChange, error) {
+	folded, err := foldKeys(raw)
+	if err != nil {
+		return nfs.VolumeChange{}, err
+	}
+	mutable := []string{paramOnDelete, paramMountPermissions, paramUID, paramGID}
+	for _, key := range slices.Sorted(maps.Keys(folded)) {
+		if strings.HasPrefix(key, sidecarPrefix) {
+			continue
+		}
+		if !slices.ContainsFunc(mutable, func(k string) bool { return strings.EqualFold(k, key) }) {
+			return nfs.VolumeChange{}, invalidf("parameter %q cannot change during a volume's life: a VolumeAttributesClass may have %s", key, strings.Join(mutable, ", "))
+		}
+		if folded[key] == "" {
+			return nfs.VolumeChange{}, invalidf("parameter %q is empty: leave it out for what is to stay as it is", key)
+		}
+	}
+	params, err := parseParameters(folded)
+	if err != nil {
+		return nfs.VolumeChange{}, err
+	}
+	change := nfs.VolumeChange{UID: params.uid, GID: params.gid}
+	if _, ok := folded[strings.ToLower(paramOnDelete)]; ok {
+		change.OnDelete = &params.onDelete
+	}
+	if _, ok := folded[strings.ToLower(paramMountPermissions)]; ok {
+		change.Mode = &params.mode
+	}
+	return change, nil
+}
+
+// change returns the parameters with those of a VolumeAttributesClass before them.
+func (p parameters) change(c nfs.VolumeChange) parameters {
+	if c.OnDelete != nil {
+		p.onDelete = *c.OnDelete
+	}
+	if c.Mode != nil {
+		p.mode = *c.Mode
+	}
+	if c.UID != nil {
+		p.uid = c.UID
+	}
+	if c.GID != nil {
+		p.gid = c.GID
+	}
+	return p
+}
+
 // export returns the export that the parameters name, with the mount flags of
 // the request as its options.
 func (p parameters) export(mountFlags []string) (nfs.Export, error) {

@@ -145,6 +145,7 @@ func TestSanity(t *testing.T) {
 	config.TargetPath = filepath.Join(dir, "target")
 	config.StagingPath = filepath.Join(dir, "staging")
 	config.TestVolumeParameters = map[string]string{"server": export.Server, "share": export.Share}
+	config.TestVolumeMutableParameters = map[string]string{"onDelete": "delete", "mountPermissions": "0770"}
 	sanity.Test(t, config)
 
 	left, err := s.ListVolumes(ctx, "", 0)

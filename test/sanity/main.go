@@ -54,9 +54,13 @@ func run(ctx context.Context) (err error) {
 	if _, err := client.Output(ctx, "mkdir", "-p", "/var/lib/csi-sanity"); err != nil {
 		return err
 	}
-	parameters := fmt.Sprintf("server: %s\nshare: %s\n", bed.Server.IPv4(), share)
-	if err := os.WriteFile(filepath.Join(bed.OutDir(), "parameters.yaml"), []byte(parameters), 0o644); err != nil {
-		return err
+	for name, parameters := range map[string]string{
+		"parameters.yaml": fmt.Sprintf("server: %s\nshare: %s\n", bed.Server.IPv4(), share),
+		"mutable.yaml":    "onDelete: delete\nmountPermissions: \"0770\"\nuid: \"1000\"\n",
+	} {
+		if err := os.WriteFile(filepath.Join(bed.OutDir(), name), []byte(parameters), 0o644); err != nil {
+			return err
+		}
 	}
 	fmt.Fprintf(os.Stderr, "running csi-sanity in %s; the driver's logs are in %s\n", client.Name(), bed.LogDir())
 	runErr := client.Run(ctx, lab.Cmd{
@@ -65,6 +69,7 @@ func run(ctx context.Context) (err error) {
 			"--csi.endpoint=" + node.Endpoint,
 			"--csi.controllerendpoint=" + controller.Endpoint,
 			"--csi.testvolumeparameters=/out/parameters.yaml",
+			"--csi.testvolumemutableparameters=/out/mutable.yaml",
 			"--csi.mountdir=/var/lib/csi-sanity/mount",
 			"--csi.stagingdir=/var/lib/csi-sanity/staging",
 			"--ginkgo.junit-report=/out/" + report,

@@ -9,6 +9,7 @@ set -eu
 dir=$(mktemp -d)
 mkdir -p /out
 printf 'server: "%s"\nshare: "%s"\n' "$NFS_SERVER" "$NFS_SHARE" >"$dir/parameters.yaml"
+printf 'onDelete: delete\nmountPermissions: "0770"\n' >"$dir/mutable.yaml"
 
 nfs-csi-driver controller --endpoint="unix://$dir/controller.sock" >/out/controller.log 2>&1 &
 controller=$!
@@ -20,6 +21,7 @@ csi-sanity \
 	--csi.endpoint="unix://$dir/node.sock" \
 	--csi.controllerendpoint="unix://$dir/controller.sock" \
 	--csi.testvolumeparameters="$dir/parameters.yaml" \
+	--csi.testvolumemutableparameters="$dir/mutable.yaml" \
 	--csi.mountdir="$dir/mount" \
 	--csi.stagingdir="$dir/staging" \
 	--ginkgo.junit-report=/out/sanity.xml \

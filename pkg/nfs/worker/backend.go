@@ -39,6 +39,7 @@ type Backend interface {
 	GetVolume(ctx context.Context, id string) (nfs.Volume, error)
 	ListVolumes(ctx context.Context, after string, limit int) ([]nfs.Volume, error)
 	ListArchives(ctx context.Context, after string, limit int) ([]nfs.ArchivedVolume, error)
+	UpdateVolume(ctx context.Context, id string, change nfs.VolumeChange) (nfs.Volume, error)
 	DeleteVolume(ctx context.Context, id, dir string) error
 	Usage(ctx context.Context) (nfs.Usage, error)
 	// Status answers from memory.
@@ -171,6 +172,18 @@ func (s *storeServer) ListVolumes(ctx context.Context, req *workerpb.ListVolumes
 		resp.Volumes = append(resp.Volumes, volumeToPB(v))
 	}
 	return resp, nil
+}
+
+func (s *storeServer) UpdateVolume(ctx context.Context, req *workerpb.UpdateVolumeRequest) (*workerpb.Volume, error) {
+	b, err := s.opened()
+	if err != nil {
+		return nil, err
+	}
+	v, err := b.UpdateVolume(ctx, req.GetId(), changeFromPB(req))
+	if err != nil {
+		return nil, err
+	}
+	return volumeToPB(v), nil
 }
 
 func (s *storeServer) DeleteVolume(ctx context.Context, req *workerpb.DeleteVolumeRequest) (*workerpb.Empty, error) {

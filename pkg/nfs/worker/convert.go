@@ -45,6 +45,28 @@ func specFromPB(s *workerpb.CreateVolumeRequest) nfs.VolumeSpec {
 	}
 }
 
+func changeToPB(id string, c nfs.VolumeChange) *workerpb.UpdateVolumeRequest {
+	pb := &workerpb.UpdateVolumeRequest{Id: id, MinBytes: c.MinBytes, MaxBytes: c.MaxBytes, Uid: c.UID, Gid: c.GID}
+	if c.OnDelete != nil {
+		pb.OnDelete = new(string(*c.OnDelete))
+	}
+	if c.Mode != nil {
+		pb.Mode = new(nfs.UnixMode(*c.Mode))
+	}
+	return pb
+}
+
+func changeFromPB(pb *workerpb.UpdateVolumeRequest) nfs.VolumeChange {
+	c := nfs.VolumeChange{MinBytes: pb.GetMinBytes(), MaxBytes: pb.GetMaxBytes(), UID: pb.Uid, GID: pb.Gid}
+	if pb.OnDelete != nil {
+		c.OnDelete = new(nfs.OnDelete(pb.GetOnDelete()))
+	}
+	if pb.Mode != nil {
+		c.Mode = new(nfs.FileMode(pb.GetMode()))
+	}
+	return c
+}
+
 func volumeToPB(v nfs.Volume) *workerpb.Volume {
 	pb := &workerpb.Volume{
 		Id:               v.ID,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,6 +79,18 @@ func TestValuesCrossTheWire(t *testing.T) {
 	usage, err := s.Usage(t.Context())
 	if diff := cmp.Diff(nfs.Usage{TotalBytes: 1, AvailableBytes: 2, UsedBytes: 3, TotalInodes: 4, AvailableInodes: 5, UsedInodes: 6}, usage); diff != "" || err != nil {
 		t.Errorf("usage: %v (-want +got):\n%s", err, diff)
+	}
+	for want, change := range map[string]nfs.VolumeChange{
+		"0 0 false false false false": {},
+		"3 7 true true true true": {
+			MinBytes: 3, MaxBytes: 7, OnDelete: new(nfs.Archive), Mode: new(fs.ModeSetgid | 0o770), UID: new(uint32(0)), GID: new(uint32(4711)),
+		},
+	} {
+		updated, err := s.UpdateVolume(t.Context(), "the-id", change)
+		wanted, _ := change.Apply(nfs.Volume{ID: "the-id", Name: want})
+		if diff := cmp.Diff(wanted, updated); err != nil || diff != "" {
+			t.Errorf("UpdateVolume: %v (-want +got):\n%s", err, diff)
+		}
 	}
 	if err := s.DeleteVolume(t.Context(), "the-id", "the-dir"); !errors.Is(err, nfs.ErrForeign) || !strings.Contains(err.Error(), "the-id at the-dir") {
 		t.Errorf("delete: %v", err)

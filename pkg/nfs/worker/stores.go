@@ -202,6 +202,17 @@ func (s *Store) ListVolumes(ctx context.Context, after string, limit int) ([]nfs
 	}
 }
 
+// UpdateVolume implements driver.Store.
+func (s *Store) UpdateVolume(ctx context.Context, id string, change nfs.VolumeChange) (nfs.Volume, error) {
+	v, err := callStore(ctx, s, "UpdateVolume", func(ctx context.Context, c workerpb.StoreClient) (*workerpb.Volume, error) {
+		return c.UpdateVolume(ctx, changeToPB(id, change))
+	})
+	if err != nil {
+		return nfs.Volume{}, err
+	}
+	return volumeFromPB(v), nil
+}
+
 // DeleteVolume implements driver.Store.
 func (s *Store) DeleteVolume(ctx context.Context, id, dir string) error {
 	_, err := callStore(ctx, s, "DeleteVolume", func(ctx context.Context, c workerpb.StoreClient) (*workerpb.Empty, error) {

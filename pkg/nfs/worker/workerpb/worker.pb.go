@@ -887,6 +887,100 @@ func (x *ArchivedVolume) GetExpiresUnixNano() int64 {
 	return 0
 }
 
+// What is absent stays as it is.
+type UpdateVolumeRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	MinBytes int64                  `protobuf:"varint,2,opt,name=min_bytes,json=minBytes,proto3" json:"min_bytes,omitempty"`
+	MaxBytes int64                  `protobuf:"varint,3,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	OnDelete *string                `protobuf:"bytes,4,opt,name=on_delete,json=onDelete,proto3,oneof" json:"on_delete,omitempty"`
+	// Mode bits as chmod(2) takes them.
+	Mode          *uint32 `protobuf:"varint,5,opt,name=mode,proto3,oneof" json:"mode,omitempty"`
+	Uid           *uint32 `protobuf:"varint,6,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
+	Gid           *uint32 `protobuf:"varint,7,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateVolumeRequest) Reset() {
+	*x = UpdateVolumeRequest{}
+	mi := &file_worker_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVolumeRequest) ProtoMessage() {}
+
+func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVolumeRequest.ProtoReflect.Descriptor instead.
+func (*UpdateVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UpdateVolumeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UpdateVolumeRequest) GetMinBytes() int64 {
+	if x != nil {
+		return x.MinBytes
+	}
+	return 0
+}
+
+func (x *UpdateVolumeRequest) GetMaxBytes() int64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *UpdateVolumeRequest) GetOnDelete() string {
+	if x != nil && x.OnDelete != nil {
+		return *x.OnDelete
+	}
+	return ""
+}
+
+func (x *UpdateVolumeRequest) GetMode() uint32 {
+	if x != nil && x.Mode != nil {
+		return *x.Mode
+	}
+	return 0
+}
+
+func (x *UpdateVolumeRequest) GetUid() uint32 {
+	if x != nil && x.Uid != nil {
+		return *x.Uid
+	}
+	return 0
+}
+
+func (x *UpdateVolumeRequest) GetGid() uint32 {
+	if x != nil && x.Gid != nil {
+		return *x.Gid
+	}
+	return 0
+}
+
 type DeleteVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -897,7 +991,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +1003,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1016,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{13}
+	return file_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteVolumeRequest) GetId() string {
@@ -953,7 +1047,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1059,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1072,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{14}
+	return file_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UsageResponse) GetTotalBytes() int64 {
@@ -1042,7 +1136,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1148,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1161,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{15}
+	return file_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StatusResponse) GetTrashBacklog() int64 {
@@ -1145,7 +1239,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1251,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1264,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{16}
+	return file_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MountRequest) GetExport() *Export {
@@ -1212,7 +1306,7 @@ type BindRequest struct {
 
 func (x *BindRequest) Reset() {
 	*x = BindRequest{}
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1318,7 @@ func (x *BindRequest) String() string {
 func (*BindRequest) ProtoMessage() {}
 
 func (x *BindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1331,7 @@ func (x *BindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindRequest.ProtoReflect.Descriptor instead.
 func (*BindRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{17}
+	return file_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BindRequest) GetSource() string {
@@ -1270,7 +1364,7 @@ type MountUsageRequest struct {
 
 func (x *MountUsageRequest) Reset() {
 	*x = MountUsageRequest{}
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1376,7 @@ func (x *MountUsageRequest) String() string {
 func (*MountUsageRequest) ProtoMessage() {}
 
 func (x *MountUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1389,7 @@ func (x *MountUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountUsageRequest.ProtoReflect.Descriptor instead.
 func (*MountUsageRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{18}
+	return file_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MountUsageRequest) GetPath() string {
@@ -1380,7 +1474,20 @@ const file_worker_proto_rawDesc = "" +
 	"\x05claim\x18\x06 \x01(\v2\x14.nfscsi.worker.ClaimR\x05claim\x12,\n" +
 	"\x12archived_unix_nano\x18\a \x01(\x03R\x10archivedUnixNano\x12/\n" +
 	"\x11expires_unix_nano\x18\b \x01(\x03H\x00R\x0fexpiresUnixNano\x88\x01\x01B\x14\n" +
-	"\x12_expires_unix_nano\"7\n" +
+	"\x12_expires_unix_nano\"\xef\x01\n" +
+	"\x13UpdateVolumeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
+	"\tmin_bytes\x18\x02 \x01(\x03R\bminBytes\x12\x1b\n" +
+	"\tmax_bytes\x18\x03 \x01(\x03R\bmaxBytes\x12 \n" +
+	"\ton_delete\x18\x04 \x01(\tH\x00R\bonDelete\x88\x01\x01\x12\x17\n" +
+	"\x04mode\x18\x05 \x01(\rH\x01R\x04mode\x88\x01\x01\x12\x15\n" +
+	"\x03uid\x18\x06 \x01(\rH\x02R\x03uid\x88\x01\x01\x12\x15\n" +
+	"\x03gid\x18\a \x01(\rH\x03R\x03gid\x88\x01\x01B\f\n" +
+	"\n" +
+	"_on_deleteB\a\n" +
+	"\x05_modeB\x06\n" +
+	"\x04_uidB\x06\n" +
+	"\x04_gid\"7\n" +
 	"\x13DeleteVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\"\xe7\x01\n" +
@@ -1415,13 +1522,14 @@ const file_worker_proto_rawDesc = "" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1b\n" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\"'\n" +
 	"\x11MountUsageRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path2\xcf\x04\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path2\x9a\x05\n" +
 	"\x05Store\x12A\n" +
 	"\x04Open\x12\x1a.nfscsi.worker.OpenRequest\x1a\x1d.nfscsi.worker.StatusResponse\x12I\n" +
 	"\fCreateVolume\x12\".nfscsi.worker.CreateVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12C\n" +
 	"\tGetVolume\x12\x1f.nfscsi.worker.GetVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12T\n" +
 	"\vListVolumes\x12!.nfscsi.worker.ListVolumesRequest\x1a\".nfscsi.worker.ListVolumesResponse\x12W\n" +
-	"\fListArchives\x12\".nfscsi.worker.ListArchivesRequest\x1a#.nfscsi.worker.ListArchivesResponse\x12H\n" +
+	"\fListArchives\x12\".nfscsi.worker.ListArchivesRequest\x1a#.nfscsi.worker.ListArchivesResponse\x12I\n" +
+	"\fUpdateVolume\x12\".nfscsi.worker.UpdateVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12H\n" +
 	"\fDeleteVolume\x12\".nfscsi.worker.DeleteVolumeRequest\x1a\x14.nfscsi.worker.Empty\x12;\n" +
 	"\x05Usage\x12\x14.nfscsi.worker.Empty\x1a\x1c.nfscsi.worker.UsageResponse\x12=\n" +
 	"\x06Status\x12\x14.nfscsi.worker.Empty\x1a\x1d.nfscsi.worker.StatusResponse2\xc8\x01\n" +
@@ -1442,7 +1550,7 @@ func file_worker_proto_rawDescGZIP() []byte {
 	return file_worker_proto_rawDescData
 }
 
-var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_worker_proto_goTypes = []any{
 	(*Empty)(nil),                // 0: nfscsi.worker.Empty
 	(*ErrorDetail)(nil),          // 1: nfscsi.worker.ErrorDetail
@@ -1457,12 +1565,13 @@ var file_worker_proto_goTypes = []any{
 	(*ListArchivesRequest)(nil),  // 10: nfscsi.worker.ListArchivesRequest
 	(*ListArchivesResponse)(nil), // 11: nfscsi.worker.ListArchivesResponse
 	(*ArchivedVolume)(nil),       // 12: nfscsi.worker.ArchivedVolume
-	(*DeleteVolumeRequest)(nil),  // 13: nfscsi.worker.DeleteVolumeRequest
-	(*UsageResponse)(nil),        // 14: nfscsi.worker.UsageResponse
-	(*StatusResponse)(nil),       // 15: nfscsi.worker.StatusResponse
-	(*MountRequest)(nil),         // 16: nfscsi.worker.MountRequest
-	(*BindRequest)(nil),          // 17: nfscsi.worker.BindRequest
-	(*MountUsageRequest)(nil),    // 18: nfscsi.worker.MountUsageRequest
+	(*UpdateVolumeRequest)(nil),  // 13: nfscsi.worker.UpdateVolumeRequest
+	(*DeleteVolumeRequest)(nil),  // 14: nfscsi.worker.DeleteVolumeRequest
+	(*UsageResponse)(nil),        // 15: nfscsi.worker.UsageResponse
+	(*StatusResponse)(nil),       // 16: nfscsi.worker.StatusResponse
+	(*MountRequest)(nil),         // 17: nfscsi.worker.MountRequest
+	(*BindRequest)(nil),          // 18: nfscsi.worker.BindRequest
+	(*MountUsageRequest)(nil),    // 19: nfscsi.worker.MountUsageRequest
 }
 var file_worker_proto_depIdxs = []int32{
 	2,  // 0: nfscsi.worker.OpenRequest.export:type_name -> nfscsi.worker.Export
@@ -1477,25 +1586,27 @@ var file_worker_proto_depIdxs = []int32{
 	7,  // 9: nfscsi.worker.Store.GetVolume:input_type -> nfscsi.worker.GetVolumeRequest
 	8,  // 10: nfscsi.worker.Store.ListVolumes:input_type -> nfscsi.worker.ListVolumesRequest
 	10, // 11: nfscsi.worker.Store.ListArchives:input_type -> nfscsi.worker.ListArchivesRequest
-	13, // 12: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
-	0,  // 13: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
-	0,  // 14: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
-	16, // 15: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
-	17, // 16: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
-	18, // 17: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
-	15, // 18: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
-	6,  // 19: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
-	6,  // 20: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
-	9,  // 21: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
-	11, // 22: nfscsi.worker.Store.ListArchives:output_type -> nfscsi.worker.ListArchivesResponse
-	0,  // 23: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
-	14, // 24: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
-	15, // 25: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
-	0,  // 26: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
-	0,  // 27: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
-	14, // 28: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
-	18, // [18:29] is the sub-list for method output_type
-	7,  // [7:18] is the sub-list for method input_type
+	13, // 12: nfscsi.worker.Store.UpdateVolume:input_type -> nfscsi.worker.UpdateVolumeRequest
+	14, // 13: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
+	0,  // 14: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
+	0,  // 15: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
+	17, // 16: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
+	18, // 17: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
+	19, // 18: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
+	16, // 19: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
+	6,  // 20: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
+	6,  // 21: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
+	9,  // 22: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
+	11, // 23: nfscsi.worker.Store.ListArchives:output_type -> nfscsi.worker.ListArchivesResponse
+	6,  // 24: nfscsi.worker.Store.UpdateVolume:output_type -> nfscsi.worker.Volume
+	0,  // 25: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
+	15, // 26: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
+	16, // 27: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
+	0,  // 28: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
+	0,  // 29: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
+	15, // 30: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
+	19, // [19:31] is the sub-list for method output_type
+	7,  // [7:19] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1509,14 +1620,15 @@ func file_worker_proto_init() {
 	file_worker_proto_msgTypes[5].OneofWrappers = []any{}
 	file_worker_proto_msgTypes[6].OneofWrappers = []any{}
 	file_worker_proto_msgTypes[12].OneofWrappers = []any{}
-	file_worker_proto_msgTypes[15].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[13].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_proto_rawDesc), len(file_worker_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -27,6 +27,7 @@ const (
 	Store_GetVolume_FullMethodName    = "/nfscsi.worker.Store/GetVolume"
 	Store_ListVolumes_FullMethodName  = "/nfscsi.worker.Store/ListVolumes"
 	Store_ListArchives_FullMethodName = "/nfscsi.worker.Store/ListArchives"
+	Store_UpdateVolume_FullMethodName = "/nfscsi.worker.Store/UpdateVolume"
 	Store_DeleteVolume_FullMethodName = "/nfscsi.worker.Store/DeleteVolume"
 	Store_Usage_FullMethodName        = "/nfscsi.worker.Store/Usage"
 	Store_Status_FullMethodName       = "/nfscsi.worker.Store/Status"
@@ -43,6 +44,7 @@ type StoreClient interface {
 	GetVolume(ctx context.Context, in *GetVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
 	ListArchives(ctx context.Context, in *ListArchivesRequest, opts ...grpc.CallOption) (*ListArchivesResponse, error)
+	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*Empty, error)
 	Usage(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*UsageResponse, error)
 	Status(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*StatusResponse, error)
@@ -106,6 +108,16 @@ func (c *storeClient) ListArchives(ctx context.Context, in *ListArchivesRequest,
 	return out, nil
 }
 
+func (c *storeClient) UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, Store_UpdateVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *storeClient) DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Empty)
@@ -147,6 +159,7 @@ type StoreServer interface {
 	GetVolume(context.Context, *GetVolumeRequest) (*Volume, error)
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
 	ListArchives(context.Context, *ListArchivesRequest) (*ListArchivesResponse, error)
+	UpdateVolume(context.Context, *UpdateVolumeRequest) (*Volume, error)
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*Empty, error)
 	Usage(context.Context, *Empty) (*UsageResponse, error)
 	Status(context.Context, *Empty) (*StatusResponse, error)
@@ -174,6 +187,9 @@ func (UnimplementedStoreServer) ListVolumes(context.Context, *ListVolumesRequest
 }
 func (UnimplementedStoreServer) ListArchives(context.Context, *ListArchivesRequest) (*ListArchivesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListArchives not implemented")
+}
+func (UnimplementedStoreServer) UpdateVolume(context.Context, *UpdateVolumeRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateVolume not implemented")
 }
 func (UnimplementedStoreServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
@@ -295,6 +311,24 @@ func _Store_ListArchives_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Store_UpdateVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).UpdateVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_UpdateVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).UpdateVolume(ctx, req.(*UpdateVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Store_DeleteVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DeleteVolumeRequest)
 	if err := dec(in); err != nil {
@@ -375,6 +409,10 @@ var Store_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListArchives",
 			Handler:    _Store_ListArchives_Handler,
+		},
+		{
+			MethodName: "UpdateVolume",
+			Handler:    _Store_UpdateVolume_Handler,
 		},
 		{
 			MethodName: "DeleteVolume",
