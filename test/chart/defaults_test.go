@@ -132,8 +132,10 @@ func TestControllerSecurity(t *testing.T) {
 			if diff := cmp.Diff(want, container(t, pod, "driver").SecurityContext.Capabilities.Add); diff != "" {
 				t.Errorf("capabilities of the driver (-want +got):\n%s", diff)
 			}
-			if added := container(t, pod, "csi-provisioner").SecurityContext.Capabilities.Add; len(added) > 0 {
-				t.Errorf("csi-provisioner has the capabilities %v, which it does not need", added)
+			for _, c := range pod.Containers[1:] {
+				if added := c.SecurityContext.Capabilities.Add; len(added) > 0 {
+					t.Errorf("%s has the capabilities %v, which it does not need", c.Name, added)
+				}
 			}
 			if p := pod.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
 				t.Errorf("seccomp profile %v, not RuntimeDefault", p)
@@ -147,8 +149,10 @@ func TestDefaultProfilesLetTheControllerMount(t *testing.T) {
 	if p := container(t, pod, "driver").SecurityContext.AppArmorProfile; p == nil || p.Type != corev1.AppArmorProfileTypeUnconfined {
 		t.Errorf("AppArmor profile %v: the runtime's default denies mounts", p)
 	}
-	if p := container(t, pod, "csi-provisioner").SecurityContext.AppArmorProfile; p != nil {
-		t.Errorf("csi-provisioner has the AppArmor profile %v, but mounts nothing", p)
+	for _, c := range pod.Containers[1:] {
+		if p := c.SecurityContext.AppArmorProfile; p != nil {
+			t.Errorf("%s has the AppArmor profile %v, but mounts nothing", c.Name, p)
+		}
 	}
 	if o := pod.SecurityContext.SELinuxOptions; o == nil || o.Type != "spc_t" {
 		t.Errorf("SELinux options %v: container_t may not mount", o)
@@ -158,15 +162,20 @@ func TestDefaultProfilesLetTheControllerMount(t *testing.T) {
 // No rule has a wildcard or concerns Secrets, and what is granted on the whole
 // cluster is this and no more.
 func TestRBAC(t *testing.T) {
-	cluster := map[string][]string{
-		"persistentvolumes":      {"list", "watch", "create", "patch", "delete"},
-		"persistentvolumeclaims": {"list", "watch"},
-		"storageclasses":         {"list", "watch"},
-		"events":                 {"create", "patch"},
-	}
 	for name, values := range matrix(t) {
 		t.Run(name, func(t *testing.T) {
 			list := render(t, values)
+			cluster := map[string][]string{
+				"persistentvolumes":       {"list", "watch", "create", "patch", "delete"},
+				"persistentvolumeclaims":  {"list", "watch"},
+				"storageclasses":          {"list", "watch"},
+				"volumeattributesclasses": {"get"},
+				"events":                  {"create", "patch"},
+			}
+			if hasResizer(t, list) {
+				cluster["persistentvolumeclaims/status"] = []string{"patch"}
+				cluster["volumeattributesclasses"] = []string{"get", "list", "watch"}
+			}
 			granted := map[string][]string{}
 			for _, role := range all[*rbacv1.ClusterRole](list) {
 				checkRules(t, role.Rules)
@@ -236,16 +245,25 @@ func checkRules(t *testing.T, rules []rbacv1.PolicyRule) {
 	}
 }
 
-// The lease that the role allows is the one that csi-provisioner takes: every
+func hasResizer(t *testing.T, list objects) bool {
+	t.Helper()
+	return slices.ContainsFunc(controllerPod(t, list).Containers, func(c corev1.Container) bool { return c.Name == "csi-resizer" })
+}
+
+// The leases that the role allows are those that the sidecars take: every
 // character of the driver's name that is no letter, digit or dash is a dash.
-func TestLeaseName(t *testing.T) {
-	list := render(t, "driverName: fast.nfs-csi.io")
-	var names []string
-	for _, r := range one[*rbacv1.Role](t, list).Rules {
-		names = append(names, r.ResourceNames...)
-	}
-	if diff := cmp.Diff([]string{"fast-nfs-csi-io"}, names); diff != "" {
-		t.Errorf("leases (-want +got):\n%s", diff)
+func TestLeaseNames(t *testing.T) {
+	for values, want := range map[string][]string{
+		"driverName: fast.nfs-csi.io":                                            {"fast-nfs-csi-io", "external-resizer-fast-nfs-csi-io"},
+		"{driverName: fast.nfs-csi.io, controller: {resizer: {enabled: false}}}": {"fast-nfs-csi-io"},
+	} {
+		var names []string
+		for _, r := range one[*rbacv1.Role](t, render(t, values)).Rules {
+			names = append(names, r.ResourceNames...)
+		}
+		if diff := cmp.Diff(want, names); diff != "" {
+			t.Errorf("%s: leases (-want +got):\n%s", values, diff)
+		}
 	}
 }
 
@@ -304,12 +322,22 @@ func TestSelectorsMatchTheirPods(t *testing.T) {
 	}
 }
 
-// A PVC's event should hold the driver's words on a failure, not that
-// csi-provisioner did not wait for them.
-func TestProvisionerIsMorePatient(t *testing.T) {
+// A PVC's event should hold the driver's words on a failure, not that a sidecar
+// did not wait for them.
+func TestSidecarsAreMorePatient(t *testing.T) {
 	pod := controllerPod(t, render(t, ""))
-	if got := fmt.Sprint(argument(t, container(t, pod, "driver"), "--operation-timeout"), argument(t, container(t, pod, "csi-provisioner"), "--timeout")); got != "30s90s" {
-		t.Errorf("operation timeout and the provisioner's are %s: the second must be more than twice the first", got)
+	for _, sidecar := range pod.Containers[1:] {
+		if got := fmt.Sprint(argument(t, container(t, pod, "driver"), "--operation-timeout"), argument(t, sidecar, "--timeout")); got != "30s90s" {
+			t.Errorf("operation timeout and that of %s are %s: the second must be more than twice the first", sidecar.Name, got)
+		}
+	}
+}
+
+// external-resizer watches all pods of the cluster unless it is told not to.
+func TestResizerWatchesNoPods(t *testing.T) {
+	pod := controllerPod(t, render(t, ""))
+	if got := argument(t, container(t, pod, "csi-resizer"), "--handle-volume-inuse-error"); got != "false" {
+		t.Errorf("--handle-volume-inuse-error=%s", got)
 	}
 }
 
@@ -356,6 +384,17 @@ func TestCSIDriver(t *testing.T) {
 	}
 }
 
+// A claim that nobody would expand is refused, instead of waiting for ever.
+func TestExpansionTakesTheResizer(t *testing.T) {
+	const class = "storageClasses: [{name: nfs, server: a, share: /b}]"
+	for values, want := range map[string]bool{class: true, class + "\ncontroller: {resizer: {enabled: false}}": false} {
+		list := render(t, values)
+		if got := one[*storagev1.StorageClass](t, list).AllowVolumeExpansion; *got != want || hasResizer(t, list) != want {
+			t.Errorf("%s: expansion allowed: %v, resizer: %v", values, *got, hasResizer(t, list))
+		}
+	}
+}
+
 func TestStorageClasses(t *testing.T) {
 	classes := all[*storagev1.StorageClass](render(t, matrix(t)["storageclasses"]))
 	if len(classes) != 2 {
@@ -372,6 +411,9 @@ func TestStorageClasses(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, classes[1].Parameters); diff != "" {
 		t.Errorf("parameters (-want +got):\n%s", diff)
+	}
+	if a, b := classes[0].AllowVolumeExpansion, classes[1].AllowVolumeExpansion; !*a || *b {
+		t.Errorf("expansion is allowed: %v by default, %v where the values say no", *a, *b)
 	}
 	const mark = "storageclass.kubernetes.io/is-default-class"
 	if classes[0].Annotations[mark] != "true" || classes[1].Annotations[mark] != "" {

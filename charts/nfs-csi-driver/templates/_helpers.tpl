@@ -77,7 +77,7 @@ default
 {{- end -}}
 {{- end -}}
 
-{{/* The lease that external-provisioner elects its leader with: the driver's name as csi-lib-utils makes it a name. */}}
+{{/* The lease that external-provisioner elects its leader with, and the end of external-resizer's: the driver's name as csi-lib-utils makes it a name. */}}
 {{- define "nfs-csi-driver.lease" -}}
 {{- regexReplaceAll "[^a-zA-Z0-9-]" .Values.driverName "-" -}}
 {{- end -}}
@@ -88,8 +88,14 @@ default
 {{- if gt (len $socket) 107 -}}
 {{- fail (printf "kubeletDir and driverName are too long together: the path of the socket %s has %d bytes, and Linux allows 107. Shorten driverName by %d." $socket (len $socket) (sub (len $socket) 107)) -}}
 {{- end -}}
-{{- if eq (int .Values.controller.httpPort) (int .Values.controller.provisioner.httpPort) -}}
-{{- fail (printf "controller.httpPort and controller.provisioner.httpPort are both %d, but the two containers share the network of one pod: change one of them." (int .Values.controller.httpPort)) -}}
+{{- $ports := dict -}}
+{{- range $name := list "controller" "controller.provisioner" "controller.resizer" -}}
+{{- $container := index (dict "controller" $.Values.controller "controller.provisioner" $.Values.controller.provisioner "controller.resizer" $.Values.controller.resizer) $name -}}
+{{- $port := toString (int $container.httpPort) -}}
+{{- if hasKey $ports $port -}}
+{{- fail (printf "%s.httpPort and %s.httpPort are both %s, but the containers share the network of one pod: change one of them." (get $ports $port) $name $port) -}}
+{{- end -}}
+{{- $_ := set $ports $port $name -}}
 {{- end -}}
 {{- if and .Values.metrics.podMonitor.enabled (not .Values.metrics.enabled) -}}
 {{- fail "metrics.podMonitor.enabled needs metrics.enabled: without it the node plugin serves its metrics on 127.0.0.1, where Prometheus cannot reach them." -}}
