@@ -83,7 +83,7 @@ func install(ctx context.Context, c *cluster.Cluster) error {
 	if err := c.LoadImage(ctx, image); err != nil {
 		return fmt.Errorf("load %s, which `make image` makes: %w", image, err)
 	}
-	if err := c.LoadSidecars(ctx, "csi-provisioner"); err != nil {
+	if err := c.LoadSidecars(ctx, "csi-provisioner", "csi-resizer"); err != nil {
 		return err
 	}
 	tag := os.Getenv("IMAGE_TAG")
