@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -201,10 +202,11 @@ func TestListArchives(t *testing.T) {
 func TestExpireAfterLateDelete(t *testing.T) {
 	const retention = 24 * time.Hour
 	d := t.TempDir()
-	fail := true
+	var fail atomic.Bool
+	fail.Store(true)
 	s := openStore(t, d, func(o *Options) {
 		o.hook = func(ctx context.Context, op, p string) error {
-			if fail && op == "rename" && strings.Contains(p, "volumes/") {
+			if op == "rename" && strings.Contains(p, "volumes/") && fail.Load() {
 				return unix.EACCES
 			}
 			return nil
@@ -222,7 +224,7 @@ func TestExpireAfterLateDelete(t *testing.T) {
 	if diff := cmp.Diff(files, archiveFiles(t, d)); diff != "" || !exists(d+"/v/file") {
 		t.Errorf("the volume's file: %v; announced (-before +after):\n%s", exists(d+"/v/file"), diff)
 	}
-	fail = false
+	fail.Store(false)
 	remove(t, s, "v")
 	again := openStore(t, d)
 	waitPassed(t, again)
