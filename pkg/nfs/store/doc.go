@@ -10,9 +10,9 @@
 //	  dirs/<hash of the directory's path>  the claim of a directory: a symbolic link whose text is the volume's key, "<id>-<created>"
 //	  archive/<id>-<created>.json          the record of an archived volume
 //	  trash/<slot>/                        what one process has deleted, and is removed in the background
-//	    <id>.<random>.json                 the record of a deleted volume
-//	    <id>.<random>                      its directory
-//	    <id>.<random>.claim                its claim, for a moment
+//	    <id>.<when><random>.json           the record of a deleted volume
+//	    <id>.<when><random>                its directory
+//	    <id>.<when><random>.claim          its claim, for a moment
 //	  work/                                records being written
 //
 // # Several processes, and any of them killed

@@ -26,6 +26,8 @@ const (
 	workAge      = time.Hour
 	firstBackoff = 2 * time.Second
 	lastBackoff  = 10 * time.Minute
+
+	unread = -1 // of purger.read
 )
 
 // purger removes what is in the trash, in the background.
@@ -37,7 +39,8 @@ type purger struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	removed atomic.Uint64
-	read    atomic.Bool // the last pass could read the trash
+	asked   atomic.Int64 // how often someone wanted the trash read anew
+	read    atomic.Int64 // that, when the last pass began that could read it; less if it failed
 
 	mu      sync.Mutex
 	entries map[string]*entry // in this store's slot, by name
@@ -68,6 +71,7 @@ type entry struct {
 
 	// With the purger's mu:
 	failures int
+	why      error     // the last of them
 	next     time.Time // not before
 }
 
@@ -89,8 +93,13 @@ func startPurger(ctx context.Context, s *Store) {
 		entries: map[string]*entry{},
 		others:  map[string]*otherSlot{},
 	}
+	p.read.Store(unread)
 	p.archives.wake = p.wakeUp
 	s.purge = p
+	if s.opts.Passive {
+		close(p.done)
+		return
+	}
 	go func() {
 		defer close(p.done)
 		var wg sync.WaitGroup
@@ -166,23 +175,6 @@ func (p *purger) wakeUp() {
 	}
 }
 
-func (p *purger) backlog() Backlog {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	b := Backlog{RemovedFiles: p.removed.Load(), Entries: len(p.entries) + p.strange, Failing: p.strange}
-	for _, e := range p.entries {
-		if e.failures > 0 {
-			b.Failing++
-		}
-	}
-	for _, o := range p.others {
-		b.Entries += o.entries
-	}
-	b.Settled = p.read.Load() && b.Entries == 0
-	p.archives.count(&b)
-	return b
-}
-
 func (p *purger) run(ctx context.Context) {
 	log := klog.FromContext(ctx)
 	if err := p.clearWork(ctx); err != nil && ctx.Err() == nil {
@@ -190,6 +182,7 @@ func (p *purger) run(ctx context.Context) {
 	}
 	failures := 0
 	for {
+		asked := p.asked.Load()
 		next, err := p.pass(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -197,11 +190,12 @@ func (p *purger) run(ctx context.Context) {
 		case err != nil:
 			next = time.Now().Add(backoff(failures))
 			failures++
+			asked = unread
 			log.Info("The trash cannot be read and will be tried again", "err", err, "next", next)
 		default:
 			failures = 0
 		}
-		p.read.Store(err == nil)
+		p.read.Store(asked)
 		// A delete wakes it, and another may follow at once.
 		if !p.sleep(ctx, next) || p.yield(ctx) != nil {
 			return
@@ -373,6 +367,7 @@ func (p *purger) postpone(ctx context.Context, l *layout, e *entry, err error) {
 		return
 	}
 	e.failures++
+	e.why = err
 	klog.FromContext(ctx).Info("A deleted volume cannot be removed from the disk and will be tried again",
 		"entry", path.Join(l.trash.path, e.name), "err", err, "next", e.next, "failures", e.failures)
 }

@@ -133,6 +133,7 @@ type otherSlot struct {
 	stamp   unix.StatxTimestamp // when it changed last, by the server's clock
 	since   time.Time           // that long it has been so, by ours
 	entries int
+	oldest  time.Time // when the first of them was deleted
 }
 
 // takeOver looks at the slots of other processes and takes over what those have
@@ -215,6 +216,9 @@ func (p *purger) watch(ctx context.Context, l *layout, name string, o *otherSlot
 		return nil, due, err
 	}
 	o = &otherSlot{stamp: stamp, since: since, entries: len(entries)}
+	for _, name := range entries {
+		o.oldest = oldest(o.oldest, deletedAt(name))
+	}
 	wait := p.grace()
 	if p.s.opts.purgeGrace < 0 {
 		wait = 0

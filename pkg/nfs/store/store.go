@@ -37,6 +37,8 @@ type Options struct {
 	// PurgeRate is how many files and directories are unlinked per second at
 	// most; 0 means without a limit.
 	PurgeRate int
+	// Passive stores purge nothing unasked: they are to look at.
+	Passive bool
 
 	hook       hook
 	purgeGrace time.Duration // 0 means defaultGrace, less than 0 none
@@ -71,6 +73,8 @@ type Backlog struct {
 	Failing int
 	// Settled is set when the trash has been read and nothing in it waits.
 	Settled bool
+	// Oldest is when the first of the entries was deleted; zero without any.
+	Oldest time.Time
 	// RemovedFiles counts the files and directories unlinked since the store opened.
 	RemovedFiles uint64
 	// SkippedRecords counts the times that a listing left out a record that cannot
@@ -91,6 +95,7 @@ type Store struct {
 	purge   *purger
 	skipped atomic.Uint64
 	active  activity
+	tasks   tasks
 
 	mu     sync.Mutex
 	opened *layout // nil until there is one on the export
@@ -122,6 +127,7 @@ func Open(ctx context.Context, root *os.Root, opts Options) (*Store, error) {
 
 // Close ends the purge, which a later store resumes, and releases the export.
 func (s *Store) Close() error {
+	s.tasks.stop()
 	s.purge.stop()
 	if l := s.current(); l != nil && s.purge.backlog().Settled {
 		if own := l.own.Load(); own != nil {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -16,20 +18,34 @@ import (
 const (
 	claimSuffix  = ".claim"
 	hiddenPrefix = ".nfs-csi-trash-"
+	timeDigits   = 8
 )
 
-// newEntryName names what a delete puts into the slot: "<id>.<random>" is the
+// newEntryName names what a delete puts into the slot: "<id>.<time><random>" is the
 // directory, with recordSuffix the record, with claimSuffix the claim on its way
 // out. It stays the same in every slot that the entry moves to.
-func newEntryName(id string) string { return id + "." + randomName() }
+func newEntryName(id string) string {
+	return fmt.Sprintf("%s.%08x%s", id, uint32(time.Now().Unix()), randomName())
+}
 
 // parseEntryName returns the id of the volume that was deleted.
 func parseEntryName(name string) (id string, ok bool) {
 	i := strings.LastIndexByte(name, '.')
-	if i < 0 || !isRandomName(name[i+1:]) {
+	if i < 0 || len(name)-i-1 != timeDigits+2*randomBytes || deletedAt(name).IsZero() || !isRandomName(name[i+1+timeDigits:]) {
 		return "", false
 	}
 	return name[:i], nfs.CheckRecordID(name[:i]) == nil
+}
+
+// deletedAt returns when the delete was that has the entry's name, by the clock of
+// the process that made it.
+func deletedAt(name string) time.Time {
+	digits := name[strings.LastIndexByte(name, '.')+1:]
+	seconds, err := strconv.ParseUint(digits[:min(len(digits), timeDigits)], 16, 32)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.Unix(int64(seconds), 0).UTC()
 }
 
 // locate says in whose slot the directory of an entry is; "" if in none.

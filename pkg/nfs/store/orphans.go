@@ -1,0 +1,271 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+)
+
+// orphans looks for records without their directory, directories without a record,
+// and claims of volumes that have no record, in the directories that hold volumes:
+// the share, and the parents of volumes. It never looks into a volume. What is made
+// or deleted at that moment may appear among them.
+func (s *Store) orphans(ctx context.Context, t *task) ([]nfs.Item, error) {
+	v, err := s.newView(ctx)
+	if err != nil || v == nil {
+		return nil, err
+	}
+	defer v.close()
+	search := &search{view: v, task: t, known: map[string]bool{}, parents: map[string]bool{}, claims: map[string]bool{}, deleting: map[string]bool{}}
+	for _, step := range []func(context.Context) error{
+		search.readTrash,
+		search.volumes, search.archives, search.directories, search.leftClaims,
+		search.newVolumes,
+	} {
+		if err := step(ctx); err != nil {
+			return nil, fmt.Errorf("look for orphans: %w", err)
+		}
+	}
+	slices.SortFunc(search.found, func(a, b nfs.Item) int {
+		return cmp.Or(strings.Compare(string(a.Kind), string(b.Kind)), strings.Compare(a.Path, b.Path))
+	})
+	return search.found, nil
+}
+
+type search struct {
+	*view
+	task  *task
+	found []nfs.Item
+
+	ids []string // of the volumes that were there when it began
+	// known directories have a record, and parents lead to them.
+	known, parents map[string]bool
+	claims         map[string]bool // names of claims that need no more explanation
+	deleting       map[string]bool // ids of volumes in the trash
+}
+
+func (s *search) readTrash(ctx context.Context) error {
+	if err := s.view.readTrash(ctx); err != nil {
+		return err
+	}
+	for name := range s.entries {
+		id, _ := parseEntryName(name)
+		s.deleting[id] = true
+		item, err := s.item(ctx, nfs.ItemTrash, name)
+		if errors.Is(err, nfs.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.task.seen.Add(1)
+		if !strings.HasPrefix(item.Path, ownDir+"/") { // beside where it was
+			s.know(item.Path)
+		}
+	}
+	return nil
+}
+
+func (s *search) know(dir string) {
+	s.known[dir] = true
+	for p := parentOf(dir); p != ""; p = parentOf(p) {
+		s.parents[p] = true
+	}
+}
+
+func (s *search) add(kind nfs.ItemKind, p, problem string) {
+	s.found = append(s.found, nfs.Item{Kind: kind, Key: p, Path: p, Problem: problem})
+}
+
+func (s *search) volumes(ctx context.Context) (err error) {
+	if s.ids, err = s.keys(ctx, nfs.ItemVolume); err != nil {
+		return err
+	}
+	for _, id := range s.ids {
+		item, err := s.item(ctx, nfs.ItemVolume, id)
+		if errors.Is(err, nfs.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.task.seen.Add(1)
+		record := path.Join(s.l.volumes.path, id+recordSuffix)
+		if item.Problem != "" {
+			s.add(nfs.ItemRecord, record, item.Problem)
+			continue
+		}
+		s.know(item.Path)
+		s.claims[claimName(item.Path)] = true
+		there, err := s.s.isDirectory(ctx, item.Path)
+		if err != nil {
+			return err
+		}
+		if there {
+			continue
+		}
+		// Both go in a delete, the record first.
+		if r, err := s.l.recordForSure(ctx, id); err != nil || r == nil || r.key() != volumeKey(id, item.Since) {
+			if err != nil && !errors.Is(err, nfs.ErrForeign) {
+				return err
+			}
+			continue
+		}
+		item.Kind, item.Path, item.Key = nfs.ItemRecord, record, record
+		item.Problem = fmt.Sprintf("the directory %q of the volume is missing: bring it back, or delete the volume", item.Volume.Dir)
+		s.found = append(s.found, item)
+	}
+	return nil
+}
+
+func (s *search) archives(ctx context.Context) error {
+	keys, err := s.keys(ctx, nfs.ItemArchive)
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		item, err := s.item(ctx, nfs.ItemArchive, key)
+		if errors.Is(err, nfs.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.task.seen.Add(1)
+		if item.Problem == "" {
+			s.know(item.Path)
+			continue
+		}
+		if s.deleting[item.Volume.ID] { // the directory is on its way
+			continue
+		}
+		item.Kind, item.Path = nfs.ItemRecord, path.Join(s.l.archive.path, key+recordSuffix)
+		item.Key = item.Path
+		s.found = append(s.found, item)
+	}
+	return nil
+}
+
+func (s *search) directories(ctx context.Context) error { return s.within(ctx, s.s.root, "") }
+
+// within looks for strange directories in d, which is at the path p.
+func (s *search) within(ctx context.Context, d *dir, p string) error {
+	if err := d.refresh(ctx); err != nil {
+		return err
+	}
+	return d.list(ctx, func(names []string) error {
+		for _, name := range names {
+			if err := s.look(ctx, d, name, path.Join(p, name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *search) look(ctx context.Context, d *dir, name, p string) error {
+	if s.known[p] || p == ownDir {
+		return nil
+	}
+	st, err := d.lstat(ctx, name)
+	if err != nil || !st.isDir() {
+		return ignoreAbsent(err)
+	}
+	if !s.parents[p] {
+		return s.strangeDirectory(ctx, p)
+	}
+	sub, err := d.openDir(ctx, name)
+	if isAbsent(err) || isNotDir(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer sub.close()
+	return s.within(ctx, sub, p)
+}
+
+func (s *search) strangeDirectory(ctx context.Context, p string) error {
+	key, err := s.l.claimant(ctx, p)
+	if err != nil {
+		return err
+	}
+	id := idOf(key)
+	switch {
+	case key == "":
+		s.add(nfs.ItemDirectory, p, "no record tells of it: the driver has not made it, or it was retained")
+		return nil
+	case id != "":
+		r, err := s.l.recordForSure(ctx, id)
+		if err != nil && !errors.Is(err, nfs.ErrForeign) {
+			return err
+		}
+		if err == nil && r != nil && r.Dir == p || s.deleting[id] { // made meanwhile, or about to go
+			return nil
+		}
+	}
+	s.claims[claimName(p)] = true
+	s.add(nfs.ItemDirectory, p, fmt.Sprintf("it was made for the volume %q, whose creation has not finished: if nothing finishes it, remove %s and, when it is empty, the directory",
+		cmp.Or(id, key), path.Join(s.l.dirs.path, claimName(p))))
+	return nil
+}
+
+// leftClaims finds the claims of volumes that have no record and no directory.
+func (s *search) leftClaims(ctx context.Context) error {
+	names, err := namesOf(ctx, s.l.dirs, "")
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if s.claims[name] {
+			continue
+		}
+		key, err := s.l.dirs.readlink(ctx, name)
+		if isAbsent(err) {
+			continue
+		}
+		id := idOf(key)
+		if err == nil && id != "" {
+			r, err := s.l.recordForSure(ctx, id)
+			if err != nil && !errors.Is(err, nfs.ErrForeign) {
+				return err
+			}
+			if err != nil || r != nil && claimName(r.Dir) == name || s.deleting[id] {
+				continue
+			}
+		}
+		problem := fmt.Sprintf("it keeps a directory for the volume %q, which has no record: its creation has not finished; if nothing finishes it, remove the claim", cmp.Or(id, key))
+		s.add(nfs.ItemClaim, path.Join(s.l.dirs.path, name), problem)
+	}
+	return nil
+}
+
+// newVolumes drops directories that have become parents of volumes meanwhile.
+func (s *search) newVolumes(ctx context.Context) error {
+	now, err := s.keys(ctx, nfs.ItemVolume)
+	if err != nil {
+		return err
+	}
+	for _, id := range now {
+		if _, was := slices.BinarySearch(s.ids, id); was {
+			continue
+		}
+		item, err := s.item(ctx, nfs.ItemVolume, id)
+		if err != nil && !errors.Is(err, nfs.ErrNotFound) {
+			return err
+		}
+		if err == nil && item.Problem == "" {
+			s.know(item.Path)
+		}
+	}
+	s.found = slices.DeleteFunc(s.found, func(i nfs.Item) bool {
+		return i.Kind == nfs.ItemDirectory && (s.parents[i.Path] || s.known[i.Path])
+	})
+	return nil
+}
