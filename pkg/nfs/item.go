@@ -34,6 +34,8 @@ type Item struct {
 	// Since is when it became what it is: was created, deleted or archived. Zero
 	// when that is not known.
 	Since time.Time
+	// Expires is when an ItemArchive goes to the trash; zero for never.
+	Expires time.Time
 	// Problem is what is wrong with it, in words; empty when nothing is.
 	Problem string
 }

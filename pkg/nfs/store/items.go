@@ -193,19 +193,18 @@ func describe(item *nfs.Item, r *record) {
 
 func (v *view) archive(ctx context.Context, item *nfs.Item) error {
 	name := item.Key + recordSuffix
-	data, _, err := readDocument(ctx, v.l.archive, name)
+	a, file, err := v.l.archived(ctx, name)
 	if isAbsent(err) {
 		return fmt.Errorf("%w: the archive %q", nfs.ErrNotFound, item.Key)
 	}
 	if err != nil {
 		return err
 	}
-	a, err := decodeArchive(path.Join(v.l.archive.path, name), data)
-	if err != nil {
-		return err
-	}
 	describe(item, &a.Volume)
 	item.Since = a.Archived
+	if due := a.due(time.Unix(file.mtime.Unix())); !due.IsZero() {
+		item.Expires = due.UTC()
+	}
 	at := path.Join(parentOf(a.Volume.Dir), a.Target)
 	switch there, err := v.s.isDirectory(ctx, at); {
 	case err != nil:
@@ -251,8 +250,7 @@ func (v *view) deleted(ctx context.Context, item *nfs.Item) error {
 	if slot == nil {
 		return fmt.Errorf("%w: %q in the trash", nfs.ErrNotFound, name)
 	}
-	id, _ := parseEntryName(name)
-	r, err := v.l.recordIn(ctx, slot, name+recordSuffix, id)
+	r, err := v.l.entryRecord(ctx, slot, &entry{name: name})
 	if errors.Is(err, nfs.ErrStale) || err == nil && r == nil { // it went meanwhile
 		return fmt.Errorf("%w: %q in the trash", nfs.ErrNotFound, name)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/admin"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/worker/workerpb"
 )
 
@@ -44,6 +45,8 @@ type Backend interface {
 	Usage(ctx context.Context) (nfs.Usage, error)
 	// Status answers from memory.
 	Status() Status
+
+	admin.Backend
 }
 
 // Status is the state of a store.
@@ -54,6 +57,8 @@ type Status struct {
 	// TrashSettled is set when the store has read its trash and nothing in it
 	// is left to do.
 	TrashSettled bool
+	// TrashOldest is when the first of the backlog was deleted; zero without any.
+	TrashOldest time.Time
 	// Purged is the number of files and directories unlinked since the store was opened.
 	Purged int64
 	// SkippedRecords counts the records that listings left out as unreadable.
@@ -254,6 +259,8 @@ func statusToPB(s Status) *workerpb.StatusResponse {
 		ArchivesExpired:    s.ArchivesExpired,
 		NextExpiryUnixNano: timeToPB(s.NextExpiry),
 		Quota:              s.Quota,
+
+		TrashOldestUnixNano: timeToPB(s.TrashOldest),
 	}
 }
 
@@ -271,5 +278,7 @@ func statusFromPB(s *workerpb.StatusResponse) Status {
 		ArchivesExpired: s.GetArchivesExpired(),
 		NextExpiry:      timeFromPB(s.NextExpiryUnixNano),
 		Quota:           s.GetQuota(),
+
+		TrashOldest: timeFromPB(s.TrashOldestUnixNano),
 	}
 }

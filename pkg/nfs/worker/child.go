@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
 
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/admin"
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/admin/adminpb"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/worker/workerpb"
 )
 
@@ -48,7 +50,9 @@ func Main(ctx context.Context, fd int, b Backends) error {
 		// Goroutines that stay spare a call the making of one, and of its stack.
 		grpc.NumStreamWorkers(streamWorkers),
 	)
-	workerpb.RegisterStoreServer(server, &storeServer{openStore: b.OpenStore})
+	stores := &storeServer{openStore: b.OpenStore}
+	workerpb.RegisterStoreServer(server, stores)
+	adminpb.RegisterAdminServer(server, &admin.Server{Open: stores.admin})
 	workerpb.RegisterMounterServer(server, &mountServer{mounter: b.Mounter})
 
 	go func() {

@@ -17,6 +17,7 @@ import (
 	mountutils "k8s.io/mount-utils"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/admin"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/store"
 )
 
@@ -182,7 +183,10 @@ func waitOn(path string) {
 }
 
 // fakeStore is a store whose directory holds what it should do.
-type fakeStore struct{ dir string }
+type fakeStore struct {
+	dir string
+	admin.Backend
+}
 
 // openFake opens a real store on a directory for the server "real", else a fake
 // one. The FIFO "open" blocks it, the file "refuse" is the sentinel it fails with.
@@ -202,7 +206,7 @@ func openFake(ctx context.Context, c StoreConfig) (Backend, error) {
 	if name, err := os.ReadFile(filepath.Join(c.Export.Share, "refuse")); err == nil {
 		return nil, fmt.Errorf("refused: %w", nfs.Sentinels()[string(name)])
 	}
-	return fakeStore{c.Export.Share}, nil
+	return fakeStore{dir: c.Export.Share}, nil
 }
 
 func (s fakeStore) CreateVolume(_ context.Context, spec nfs.VolumeSpec) (nfs.Volume, error) {

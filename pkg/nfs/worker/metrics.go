@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -21,8 +23,18 @@ func (c *counters) begin(s Status) {
 	c.status = s
 }
 
+// ageSeconds is how long ago the time was; 0 for none.
+func ageSeconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(0, time.Since(t).Seconds())
+}
+
 type descriptions struct {
 	running, starts, kills, crashes, breaker, backlog, failing, purged, skipped, archives, expired *prometheus.Desc
+
+	oldest *prometheus.Desc
 }
 
 // describe makes the descriptions for a kind of pool. The label "export" of
@@ -46,6 +58,8 @@ func describe(kind string) descriptions {
 		skipped:  store("store_skipped_records_total", "Times that a listing left out a record that cannot be read."),
 		archives: store("archives", "Archived volumes on the export, as last seen."),
 		expired:  store("archives_expired_total", "Archived volumes that went to the trash when their retention had ended."),
+
+		oldest: store("trash_oldest_age_seconds", "How long ago the first of the backlog was deleted; 0 without any."),
 	}
 }
 
@@ -56,7 +70,7 @@ func (p *pool) Describe(ch chan<- *prometheus.Desc) {
 		ch <- desc
 	}
 	if p.kind == kindStore {
-		for _, desc := range []*prometheus.Desc{d.backlog, d.failing, d.purged, d.skipped, d.archives, d.expired} {
+		for _, desc := range []*prometheus.Desc{d.backlog, d.failing, d.oldest, d.purged, d.skipped, d.archives, d.expired} {
 			ch <- desc
 		}
 	}
@@ -91,6 +105,7 @@ func (p *pool) Collect(ch chan<- prometheus.Metric) {
 		if p.kind == kindStore {
 			ch <- prometheus.MustNewConstMetric(d.backlog, prometheus.GaugeValue, float64(c.status.TrashBacklog), k.label)
 			ch <- prometheus.MustNewConstMetric(d.failing, prometheus.GaugeValue, float64(c.status.TrashFailing), k.label)
+			ch <- prometheus.MustNewConstMetric(d.oldest, prometheus.GaugeValue, ageSeconds(c.status.TrashOldest), k.label)
 			ch <- prometheus.MustNewConstMetric(d.purged, prometheus.CounterValue, float64(c.purged+c.status.Purged), k.label)
 			ch <- prometheus.MustNewConstMetric(d.skipped, prometheus.CounterValue, float64(c.skipped+c.status.SkippedRecords), k.label)
 			ch <- prometheus.MustNewConstMetric(d.archives, prometheus.GaugeValue, float64(c.status.Archives), k.label)

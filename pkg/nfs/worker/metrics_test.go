@@ -51,6 +51,7 @@ func TestMetrics(t *testing.T) {
 		"nfs_csi_store_skipped_records_total" + store + " 0",
 		"nfs_csi_trash_backlog" + store + " 3",
 		"nfs_csi_trash_failing" + store + " 0",
+		"nfs_csi_trash_oldest_age_seconds" + store + " 0",
 		"nfs_csi_trash_purged_total" + store + " 7",
 		"nfs_csi_worker_breaker_open" + store + " kind=store 1",
 		"nfs_csi_worker_breaker_open" + mount + " kind=mount 0",

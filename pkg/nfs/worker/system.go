@@ -48,6 +48,8 @@ func (s *exportStore) Status() Status {
 		ArchivesExpired: int64(b.ArchivesExpired),
 		NextExpiry:      b.NextExpiry,
 		Quota:           s.Features().Quota,
+
+		TrashOldest: b.Oldest,
 	}
 }
 

@@ -1130,8 +1130,10 @@ type StatusResponse struct {
 	ArchivesExpired int64                  `protobuf:"varint,21,opt,name=archives_expired,json=archivesExpired,proto3" json:"archives_expired,omitempty"`
 	// Nanoseconds since 1970 UTC; absent when no archive will expire.
 	NextExpiryUnixNano *int64 `protobuf:"varint,22,opt,name=next_expiry_unix_nano,json=nextExpiryUnixNano,proto3,oneof" json:"next_expiry_unix_nano,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Nanoseconds since 1970 UTC; absent when the trash is empty.
+	TrashOldestUnixNano *int64 `protobuf:"varint,30,opt,name=trash_oldest_unix_nano,json=trashOldestUnixNano,proto3,oneof" json:"trash_oldest_unix_nano,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -1223,6 +1225,13 @@ func (x *StatusResponse) GetArchivesExpired() int64 {
 func (x *StatusResponse) GetNextExpiryUnixNano() int64 {
 	if x != nil && x.NextExpiryUnixNano != nil {
 		return *x.NextExpiryUnixNano
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetTrashOldestUnixNano() int64 {
+	if x != nil && x.TrashOldestUnixNano != nil {
+		return *x.TrashOldestUnixNano
 	}
 	return 0
 }
@@ -1500,7 +1509,7 @@ const file_worker_proto_rawDesc = "" +
 	"\ftotal_inodes\x18\x04 \x01(\x03R\vtotalInodes\x12)\n" +
 	"\x10available_inodes\x18\x05 \x01(\x03R\x0favailableInodes\x12\x1f\n" +
 	"\vused_inodes\x18\x06 \x01(\x03R\n" +
-	"usedInodes\"\xef\x02\n" +
+	"usedInodes\"\xc4\x03\n" +
 	"\x0eStatusResponse\x12#\n" +
 	"\rtrash_backlog\x18\x01 \x01(\x03R\ftrashBacklog\x12#\n" +
 	"\rtrash_failing\x18\x02 \x01(\x03R\ftrashFailing\x12\x16\n" +
@@ -1510,8 +1519,10 @@ const file_worker_proto_rawDesc = "" +
 	"\rtrash_settled\x18\x06 \x01(\bR\ftrashSettled\x12\x1a\n" +
 	"\barchives\x18\x14 \x01(\x03R\barchives\x12)\n" +
 	"\x10archives_expired\x18\x15 \x01(\x03R\x0farchivesExpired\x126\n" +
-	"\x15next_expiry_unix_nano\x18\x16 \x01(\x03H\x00R\x12nextExpiryUnixNano\x88\x01\x01B\x18\n" +
-	"\x16_next_expiry_unix_nano\"\x84\x01\n" +
+	"\x15next_expiry_unix_nano\x18\x16 \x01(\x03H\x00R\x12nextExpiryUnixNano\x88\x01\x01\x128\n" +
+	"\x16trash_oldest_unix_nano\x18\x1e \x01(\x03H\x01R\x13trashOldestUnixNano\x88\x01\x01B\x18\n" +
+	"\x16_next_expiry_unix_nanoB\x19\n" +
+	"\x17_trash_oldest_unix_nano\"\x84\x01\n" +
 	"\fMountRequest\x12-\n" +
 	"\x06export\x18\x01 \x01(\v2\x15.nfscsi.worker.ExportR\x06export\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x16\n" +
