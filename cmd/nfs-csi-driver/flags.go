@@ -55,6 +55,7 @@ func (s *settings) controllerGroup() group {
 	g.flags.StringArrayVar(&s.Controller.Exports, "export", nil, "`export` to know from the start, \"server:/share [option,option]\", besides those that the cluster names; repeatable, in the environment one per line")
 	g.flags.IntVar(&s.Controller.PurgeRate, "purge-rate", 2000, "deleted `files` to unlink per second on one export; 0 for no limit")
 	g.flags.IntVar(&s.Controller.PurgeConcurrency, "purge-concurrency", 4, "deleted `files` of one export to unlink at once")
+	g.flags.StringVar(&s.Controller.AdminEndpoint, "admin-endpoint", "", "`socket` for ctl: unix:///path; empty for none")
 	return g
 }
 

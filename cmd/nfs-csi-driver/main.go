@@ -56,7 +56,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Long: `nfs-csi-driver turns NFS exports into dynamically provisioned Kubernetes storage.
 
 It runs as "controller" once per cluster, next to the CSI sidecars, and as
-"node" on every node. Every flag can also be set by the environment variable
+"node" on every node; "ctl" is for operators. Every flag of those two can also be set by the environment variable
 that its help names; the flag wins.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -64,12 +64,12 @@ that its help names; the flag wins.`,
 			if len(args) > 0 {
 				return usageError{fmt.Errorf("unknown command %q", args[0])}
 			}
-			return usageError{errors.New("which one: controller, node or version?")}
+			return usageError{errors.New("which one: controller, node, ctl or version?")}
 		},
 		Run:               func(*cobra.Command, []string) {},
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
-	root.AddCommand(controllerCommand(), nodeCommand(), versionCommand())
+	root.AddCommand(controllerCommand(), nodeCommand(), ctlCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

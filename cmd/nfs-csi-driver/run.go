@@ -133,6 +133,9 @@ func (s *settings) runController(ctx context.Context) error {
 		return err
 	}
 	var tasks []task
+	if s.Controller.AdminEndpoint != "" {
+		tasks = append(tasks, s.serveAdmin(pool))
+	}
 	if noCluster == nil {
 		tasks = append(tasks, s.learnExports(cluster, pool))
 	} else {

@@ -47,6 +47,8 @@ type ControllerOptions struct {
 	PurgeRate int
 	// PurgeConcurrency is how many files of one export are unlinked at once.
 	PurgeConcurrency int
+	// AdminEndpoint is where ctl is served: unix:///path; empty for none.
+	AdminEndpoint string
 }
 
 // NodeOptions are the settings of the node plugin only.
@@ -104,6 +106,14 @@ func (o Options) ValidateController() error {
 	if o.Controller.PurgeConcurrency < 1 {
 		return fmt.Errorf("--purge-concurrency must be at least 1")
 	}
+	if o.Controller.AdminEndpoint != "" {
+		if _, err := socketPath("--admin-endpoint", o.Controller.AdminEndpoint); err != nil {
+			return err
+		}
+		if o.Controller.AdminEndpoint == o.Endpoint {
+			return fmt.Errorf("--admin-endpoint is the same as --endpoint: ctl needs a socket of its own")
+		}
+	}
 	return nil
 }
 
@@ -143,13 +153,15 @@ func (o Options) ValidateNode() error {
 
 // SocketPath returns the path of a "unix:///path" endpoint, or what is wrong
 // with it. A socket address holds 107 bytes (unix(7)).
-func SocketPath(endpoint string) (string, error) {
+func SocketPath(endpoint string) (string, error) { return socketPath("--endpoint", endpoint) }
+
+func socketPath(flag, endpoint string) (string, error) {
 	path, ok := strings.CutPrefix(endpoint, "unix://")
 	if !ok || !filepath.IsAbs(path) || strings.HasSuffix(path, "/") {
-		return "", fmt.Errorf("--endpoint %q is not of the form unix:///path/to/csi.sock", endpoint)
+		return "", fmt.Errorf("%s %q is not of the form unix:///path/to/csi.sock", flag, endpoint)
 	}
 	if len(path) > 107 {
-		return "", fmt.Errorf("--endpoint %q is longer than the 107 bytes that a socket address holds", endpoint)
+		return "", fmt.Errorf("%s %q is longer than the 107 bytes that a socket address holds", flag, endpoint)
 	}
 	return path, nil
 }

@@ -31,6 +31,7 @@ const (
 	small   = "/srv/small"
 	refused = "/srv/refused"
 	nested  = "/srv/nested"
+	looked  = "/srv/looked"
 )
 
 // Bounds of the driver under test, small so that what must give up does so soon.
@@ -84,6 +85,7 @@ func start(ctx context.Context) (_ *bed, err error) {
 			{Path: small, SizeMB: 1},
 			{Path: refused, Clients: "192.0.2.1"},
 			{Path: nested},
+			{Path: looked, FS: lab.XFS, SizeMB: 512},
 		},
 	})
 	if err != nil {
@@ -91,7 +93,7 @@ func start(ctx context.Context) (_ *bed, err error) {
 	}
 	b := &bed{Bed: tb}
 	bound := "--operation-timeout=" + operationTimeout.String()
-	if b.controller, err = tb.StartDriver(ctx, tb.Clients[0], "controller", "-v=4", bound); err == nil {
+	if b.controller, err = tb.StartDriver(ctx, tb.Clients[0], "controller", "-v=4", bound, "--admin-endpoint=unix:///run/nfs-csi/admin.sock"); err == nil {
 		b.node, err = tb.StartDriver(ctx, tb.Clients[0], "node", "-v=4", bound)
 	}
 	if err != nil {
