@@ -103,7 +103,7 @@ func parseMutableParameters(raw map[string]string) (nfs.VolumeChange, error) {
 	if err != nil {
 		return nfs.VolumeChange{}, err
 	}
-	mutable := []string{paramOnDelete, paramMountPermissions, paramUID, paramGID}
+	mutable := []string{paramOnDelete, paramArchiveRetention, paramMountPermissions, paramUID, paramGID}
 	for _, key := range slices.Sorted(maps.Keys(folded)) {
 		if strings.HasPrefix(key, sidecarPrefix) {
 			continue
@@ -123,6 +123,9 @@ func parseMutableParameters(raw map[string]string) (nfs.VolumeChange, error) {
 	if _, ok := folded[strings.ToLower(paramOnDelete)]; ok {
 		change.OnDelete = &params.onDelete
 	}
+	if _, ok := folded[strings.ToLower(paramArchiveRetention)]; ok {
+		change.ArchiveRetention = &params.retention
+	}
 	if _, ok := folded[strings.ToLower(paramMountPermissions)]; ok {
 		change.Mode = &params.mode
 	}
@@ -132,7 +135,12 @@ func parseMutableParameters(raw map[string]string) (nfs.VolumeChange, error) {
 // change returns the parameters with those of a VolumeAttributesClass before them.
 func (p parameters) change(c nfs.VolumeChange) parameters {
 	if c.OnDelete != nil {
-		p.onDelete = *c.OnDelete
+		if p.onDelete = *c.OnDelete; p.onDelete != nfs.Archive {
+			p.retention = 0 // the StorageClass' does not count then
+		}
+	}
+	if c.ArchiveRetention != nil {
+		p.retention = *c.ArchiveRetention
 	}
 	if c.Mode != nil {
 		p.mode = *c.Mode

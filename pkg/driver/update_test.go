@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"testing"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
@@ -76,8 +78,8 @@ func TestModifyVolume(t *testing.T) {
 		part   string
 	}{
 		{name: "nothing"},
-		{name: "everything", params: map[string]string{"onDelete": "archive", "mountPermissions": "2770", "uid": "0", "gid": "1000"},
-			want: nfs.VolumeChange{OnDelete: new(nfs.Archive), Mode: new(nfs.FileMode(0o2770)), UID: new(uint32(0)), GID: new(uint32(1000))}},
+		{name: "everything", params: map[string]string{"onDelete": "archive", "archiveRetention": "1d", "mountPermissions": "2770", "uid": "0", "gid": "1000"},
+			want: nfs.VolumeChange{OnDelete: new(nfs.Archive), ArchiveRetention: new(24 * time.Hour), Mode: new(nfs.FileMode(0o2770)), UID: new(uint32(0)), GID: new(uint32(1000))}},
 		{name: "one, in other case, with the sidecar's own", params: map[string]string{"ONDELETE": "Retain", "csi.storage.k8s.io/pvc/name": "x"},
 			want: nfs.VolumeChange{OnDelete: new(nfs.Retain)}},
 		{name: "the default mode", params: map[string]string{"mountPermissions": "0"}, want: nfs.VolumeChange{Mode: new(fs.FileMode(0o755))}},
@@ -86,6 +88,7 @@ func TestModifyVolume(t *testing.T) {
 		{name: "empty", params: map[string]string{"uid": ""}, part: `"uid" is empty`},
 		{name: "twice", params: map[string]string{"uid": "1", "UID": "2"}, part: "more than once"},
 		{name: "wrong onDelete", params: map[string]string{"onDelete": "burn"}, part: "burn"},
+		{name: "wrong retention", params: map[string]string{"archiveRetention": "soon"}, part: "soon"},
 		{name: "wrong mode", params: map[string]string{"mountPermissions": "99"}, part: "99"},
 		{name: "wrong id", params: map[string]string{"gid": "wheel"}, part: "wheel"},
 	} {
@@ -135,6 +138,24 @@ func TestCreateVolumeWithAttributesClass(t *testing.T) {
 	want := nfs.VolumeSpec{Name: "pvc-1", Dir: "pvc-1", MinBytes: 1 << 30, OnDelete: nfs.Retain, Mode: 0o700, UID: new(uint32(3)), GID: new(uint32(2))}
 	if diff := cmp.Diff(want, asked); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+	for _, tt := range []struct {
+		params map[string]string
+		want   time.Duration
+		code   codes.Code
+	}{
+		{map[string]string{"uid": "3"}, 24 * time.Hour, codes.OK},
+		{map[string]string{"archiveRetention": "1h"}, time.Hour, codes.OK},
+		{map[string]string{"onDelete": "retain"}, 0, codes.OK},
+		{map[string]string{"onDelete": "retain", "archiveRetention": "1h"}, 0, codes.InvalidArgument},
+	} {
+		_, err := c.CreateVolume(t.Context(), createRequest(func(r *csi.CreateVolumeRequest) {
+			r.Parameters["onDelete"], r.Parameters["archiveRetention"] = "archive", "1d"
+			r.MutableParameters = tt.params
+		}))
+		if status.Code(err) != tt.code || err == nil && asked.ArchiveRetention != tt.want {
+			t.Errorf("%v: %v, and the retention is %v, want %v", tt.params, err, asked.ArchiveRetention, tt.want)
+		}
 	}
 }
 

@@ -121,19 +121,32 @@ type VolumeChange struct {
 	// unless it is 0, what it may have at most. A volume never shrinks.
 	MinBytes, MaxBytes int64
 	OnDelete           *OnDelete
+	// ArchiveRetention needs a volume whose OnDelete is, or becomes, Archive; another
+	// OnDelete ends it. 0 means for ever.
+	ArchiveRetention *time.Duration
 	// Mode, UID and GID are also given to the directory, each if it is not nil.
 	Mode     *fs.FileMode
 	UID, GID *uint32
 }
 
 // Apply returns the volume as the change makes it. It fails with ErrOutOfRange
-// when the volume would have more than MaxBytes.
+// when the volume would have more than MaxBytes, and with ErrInvalid when there is
+// nothing that its ArchiveRetention could count for.
 func (c VolumeChange) Apply(v Volume) (Volume, error) {
 	if v.CapacityBytes = max(v.CapacityBytes, c.MinBytes); c.MaxBytes > 0 && v.CapacityBytes > c.MaxBytes {
 		return v, fmt.Errorf("%w: the volume has %d bytes and cannot shrink to the limit of %d", ErrOutOfRange, v.CapacityBytes, c.MaxBytes)
 	}
 	if c.OnDelete != nil {
 		v.OnDelete = *c.OnDelete
+	}
+	if c.ArchiveRetention != nil {
+		v.ArchiveRetention = *c.ArchiveRetention
+		if v.OnDelete != Archive {
+			return v, fmt.Errorf("%w: archiveRetention needs onDelete archive: with %s nothing is archived", ErrInvalid, v.OnDelete)
+		}
+	}
+	if v.OnDelete != Archive {
+		v.ArchiveRetention = 0
 	}
 	if c.Mode != nil {
 		v.Mode = *c.Mode

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -105,6 +106,10 @@ func TestVolumeChange(t *testing.T) {
 		"never smaller":   {change: nfs.VolumeChange{MinBytes: 5}, want: func(*nfs.Volume) {}},
 		"as the limit":    {change: nfs.VolumeChange{MinBytes: 5, MaxBytes: 10}, want: func(*nfs.Volume) {}},
 		"above the limit": {change: nfs.VolumeChange{MinBytes: 5, MaxBytes: 9}, err: nfs.ErrOutOfRange},
+		"retention": {change: nfs.VolumeChange{OnDelete: new(nfs.Archive), ArchiveRetention: new(time.Hour)}, want: func(v *nfs.Volume) {
+			v.OnDelete, v.ArchiveRetention = nfs.Archive, time.Hour
+		}},
+		"retention of nothing": {change: nfs.VolumeChange{ArchiveRetention: new(time.Hour)}, err: nfs.ErrInvalid},
 		"all else": {change: nfs.VolumeChange{OnDelete: new(nfs.Retain), Mode: new(fs.FileMode(0o700)), UID: &two, GID: &one}, want: func(v *nfs.Volume) {
 			v.OnDelete, v.Mode, v.UID, v.GID = nfs.Retain, 0o700, &two, &one
 		}},
@@ -121,5 +126,14 @@ func TestVolumeChange(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
+	}
+	kept := nfs.Volume{ID: "v", OnDelete: nfs.Archive, ArchiveRetention: time.Hour}
+	for _, change := range []nfs.VolumeChange{{MinBytes: 1}, {ArchiveRetention: new(time.Hour)}, {OnDelete: new(nfs.Archive)}} {
+		if got, err := change.Apply(kept); err != nil || got.ArchiveRetention != time.Hour {
+			t.Errorf("%+v: %+v, %v", change, got, err)
+		}
+	}
+	if got, err := (nfs.VolumeChange{OnDelete: new(nfs.Retain)}).Apply(kept); err != nil || got.ArchiveRetention != 0 {
+		t.Errorf("no longer archived: %+v, %v", got, err)
 	}
 }

@@ -111,11 +111,11 @@ func TestCreateWithAttributesClass(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "create-attributes")
 	s.class("create-attributes-named", "  onDelete: delete", `  uid: "7"`, `  mountPermissions: "0711"`)
-	s.attributes("create-attributes", `onDelete: archive, mountPermissions: "0750"`)
+	s.attributes("create-attributes", `onDelete: archive, archiveRetention: 30d, mountPermissions: "0750"`)
 	s.apply(strings.Replace(sceneClaim, "spec: {", "spec: {volumeAttributesClassName: create-attributes, ", 1), "data", "create-attributes-named")
 	volume := s.volume("data")
 	expect(t, "the directory", s.server("stat -c '%a %u' "+volume), "750 7")
-	if got := s.record(volume); got.OnDelete != "archive" || got.Mode != "0750" {
+	if got := s.record(volume); got.OnDelete != "archive" || got.ArchiveRetention != "720h0m0s" || got.Mode != "0750" {
 		t.Errorf("the record is %+v", got)
 	}
 	s.kubectl("delete", "pvc", "data")

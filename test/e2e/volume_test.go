@@ -18,6 +18,7 @@ type record struct {
 	Driver, ID, Name, Dir string
 	CapacityBytes         int64
 	OnDelete, Mode, State string
+	ArchiveRetention      string
 	Claim                 struct{ Namespace, Name string }
 }
 

@@ -128,6 +128,7 @@ func (r *record) volume() nfs.Volume {
 // changed returns the record as the next change makes it.
 func (r *record) changed(to nfs.Volume) *record {
 	now := *r
+	now.ArchiveRetention = formatRetention(to.ArchiveRetention)
 	now.CapacityBytes, now.OnDelete, now.Mode, now.UID, now.GID = to.CapacityBytes, to.OnDelete, formatMode(nfs.UnixMode(to.Mode)), to.UID, to.GID
 	now.Changed = time.Now().UTC()
 	return &now

@@ -45,6 +45,9 @@ func checkChange(id string, c nfs.VolumeChange) error {
 	if c.OnDelete != nil {
 		spec.OnDelete = *c.OnDelete
 	}
+	if c.ArchiveRetention != nil {
+		spec.ArchiveRetention = *c.ArchiveRetention
+	}
 	if c.Mode != nil {
 		spec.Mode = *c.Mode
 	}

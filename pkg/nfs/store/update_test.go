@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -51,10 +52,15 @@ func TestUpdateVolume(t *testing.T) {
 		{"above the limit", nfs.VolumeChange{MinBytes: 1, MaxBytes: 1 << 30}, func(*nfs.Volume) {}, nfs.ErrOutOfRange},
 		{"mode", nfs.VolumeChange{Mode: new(nfs.FileMode(0o2770))}, func(v *nfs.Volume) { v.Mode = nfs.FileMode(0o2770) }, nil},
 		{"onDelete", nfs.VolumeChange{OnDelete: new(nfs.Archive)}, func(v *nfs.Volume) { v.OnDelete = nfs.Archive }, nil},
+		{"retention", nfs.VolumeChange{ArchiveRetention: new(36 * time.Hour)}, func(v *nfs.Volume) { v.ArchiveRetention = 36 * time.Hour }, nil},
 		{"all", nfs.VolumeChange{MinBytes: 3 << 30, OnDelete: new(nfs.Retain), Mode: new(fs.FileMode(0o700))},
-			func(v *nfs.Volume) { v.CapacityBytes, v.OnDelete, v.Mode = 3<<30, nfs.Retain, 0o700 }, nil},
+			func(v *nfs.Volume) {
+				v.CapacityBytes, v.OnDelete, v.ArchiveRetention, v.Mode = 3<<30, nfs.Retain, 0, 0o700
+			}, nil},
 		{"not a mode", nfs.VolumeChange{Mode: new(fs.ModeDir)}, func(*nfs.Volume) {}, nfs.ErrInvalid},
 		{"not an onDelete", nfs.VolumeChange{OnDelete: new(nfs.OnDelete("burn"))}, func(*nfs.Volume) {}, nfs.ErrInvalid},
+		{"retention of nothing", nfs.VolumeChange{ArchiveRetention: new(time.Hour)}, func(*nfs.Volume) {}, nfs.ErrInvalid},
+		{"negative retention", nfs.VolumeChange{OnDelete: new(nfs.Archive), ArchiveRetention: new(-time.Hour)}, func(*nfs.Volume) {}, nfs.ErrInvalid},
 		{"negative", nfs.VolumeChange{MinBytes: -1}, func(*nfs.Volume) {}, nfs.ErrInvalid},
 	} {
 		t.Run(step.name, func(t *testing.T) {
@@ -77,7 +83,9 @@ func TestUpdateVolume(t *testing.T) {
 			if diff := cmp.Diff([]nfs.Volume{want}, list); err != nil || diff != "" {
 				t.Errorf("list: %v (-want +got):\n%s", err, diff)
 			}
-			asIs := with(spec, func(s *nfs.VolumeSpec) { s.OnDelete, s.Mode = want.OnDelete, want.Mode })
+			asIs := with(spec, func(s *nfs.VolumeSpec) {
+				s.OnDelete, s.ArchiveRetention, s.Mode = want.OnDelete, want.ArchiveRetention, want.Mode
+			})
 			if diff := cmp.Diff(want, create(t, other, asIs)); diff != "" {
 				t.Errorf("created again (-want +got):\n%s", diff)
 			}
@@ -180,7 +188,11 @@ func TestDeleteAfterUpdate(t *testing.T) {
 				spec := with(volumeSpec("pvc-1", "a/pvc-1"), func(s *nfs.VolumeSpec) { s.OnDelete = from })
 				create(t, s, spec)
 				mustWrite(t, d+"/a/pvc-1/sub/file", "data")
-				update(t, openStore(t, d), "pvc-1", nfs.VolumeChange{MinBytes: 2 << 30, OnDelete: &to})
+				change := nfs.VolumeChange{MinBytes: 2 << 30, OnDelete: &to}
+				if to == nfs.Archive {
+					change.ArchiveRetention = new(time.Hour)
+				}
+				update(t, openStore(t, d), "pvc-1", change)
 				remove(t, s, "pvc-1")
 				waitPurged(t, d)
 				spec.OnDelete = to
@@ -196,7 +208,7 @@ func TestDeleteAfterUpdate(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if a, err := decodeArchive(names[0], data); err != nil || a.Volume.CapacityBytes != 2<<30 {
+				if a, err := decodeArchive(names[0], data); err != nil || a.Volume.CapacityBytes != 2<<30 || a.Volume.ArchiveRetention != "1h0m0s" {
 					t.Errorf("the archive's record: %+v, %v", a, err)
 				}
 			})

@@ -50,6 +50,9 @@ func changeToPB(id string, c nfs.VolumeChange) *workerpb.UpdateVolumeRequest {
 	if c.OnDelete != nil {
 		pb.OnDelete = new(string(*c.OnDelete))
 	}
+	if c.ArchiveRetention != nil {
+		pb.ArchiveRetention = new(int64(*c.ArchiveRetention))
+	}
 	if c.Mode != nil {
 		pb.Mode = new(nfs.UnixMode(*c.Mode))
 	}
@@ -60,6 +63,9 @@ func changeFromPB(pb *workerpb.UpdateVolumeRequest) nfs.VolumeChange {
 	c := nfs.VolumeChange{MinBytes: pb.GetMinBytes(), MaxBytes: pb.GetMaxBytes(), UID: pb.Uid, GID: pb.Gid}
 	if pb.OnDelete != nil {
 		c.OnDelete = new(nfs.OnDelete(pb.GetOnDelete()))
+	}
+	if pb.ArchiveRetention != nil {
+		c.ArchiveRetention = new(time.Duration(pb.GetArchiveRetention()))
 	}
 	if pb.Mode != nil {
 		c.Mode = new(nfs.FileMode(pb.GetMode()))

@@ -275,7 +275,7 @@ func (fakeStore) ListVolumes(_ context.Context, after string, limit int) ([]nfs.
 // UpdateVolume returns a volume that has everything of the change.
 func (fakeStore) UpdateVolume(_ context.Context, id string, c nfs.VolumeChange) (nfs.Volume, error) {
 	v, err := c.Apply(nfs.Volume{ID: id})
-	v.Name = fmt.Sprint(c.MinBytes, c.MaxBytes, c.OnDelete != nil, c.Mode != nil, c.UID != nil, c.GID != nil)
+	v.Name = fmt.Sprint(c.MinBytes, c.MaxBytes, c.OnDelete != nil, c.ArchiveRetention != nil, c.Mode != nil, c.UID != nil, c.GID != nil)
 	return v, err
 }
 

@@ -81,9 +81,9 @@ func TestValuesCrossTheWire(t *testing.T) {
 		t.Errorf("usage: %v (-want +got):\n%s", err, diff)
 	}
 	for want, change := range map[string]nfs.VolumeChange{
-		"0 0 false false false false": {},
-		"3 7 true true true true": {
-			MinBytes: 3, MaxBytes: 7, OnDelete: new(nfs.Archive), Mode: new(fs.ModeSetgid | 0o770), UID: new(uint32(0)), GID: new(uint32(4711)),
+		"0 0 false false false false false": {},
+		"3 7 true true true true true": {
+			MinBytes: 3, MaxBytes: 7, OnDelete: new(nfs.Archive), ArchiveRetention: new(time.Hour), Mode: new(fs.ModeSetgid | 0o770), UID: new(uint32(0)), GID: new(uint32(4711)),
 		},
 	} {
 		updated, err := s.UpdateVolume(t.Context(), "the-id", change)

@@ -895,11 +895,13 @@ type UpdateVolumeRequest struct {
 	MaxBytes int64                  `protobuf:"varint,3,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	OnDelete *string                `protobuf:"bytes,4,opt,name=on_delete,json=onDelete,proto3,oneof" json:"on_delete,omitempty"`
 	// Mode bits as chmod(2) takes them.
-	Mode          *uint32 `protobuf:"varint,5,opt,name=mode,proto3,oneof" json:"mode,omitempty"`
-	Uid           *uint32 `protobuf:"varint,6,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
-	Gid           *uint32 `protobuf:"varint,7,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Mode *uint32 `protobuf:"varint,5,opt,name=mode,proto3,oneof" json:"mode,omitempty"`
+	Uid  *uint32 `protobuf:"varint,6,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
+	Gid  *uint32 `protobuf:"varint,7,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
+	// Nanoseconds; 0 means for ever.
+	ArchiveRetention *int64 `protobuf:"varint,20,opt,name=archive_retention,json=archiveRetention,proto3,oneof" json:"archive_retention,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *UpdateVolumeRequest) Reset() {
@@ -977,6 +979,13 @@ func (x *UpdateVolumeRequest) GetUid() uint32 {
 func (x *UpdateVolumeRequest) GetGid() uint32 {
 	if x != nil && x.Gid != nil {
 		return *x.Gid
+	}
+	return 0
+}
+
+func (x *UpdateVolumeRequest) GetArchiveRetention() int64 {
+	if x != nil && x.ArchiveRetention != nil {
+		return *x.ArchiveRetention
 	}
 	return 0
 }
@@ -1483,7 +1492,7 @@ const file_worker_proto_rawDesc = "" +
 	"\x05claim\x18\x06 \x01(\v2\x14.nfscsi.worker.ClaimR\x05claim\x12,\n" +
 	"\x12archived_unix_nano\x18\a \x01(\x03R\x10archivedUnixNano\x12/\n" +
 	"\x11expires_unix_nano\x18\b \x01(\x03H\x00R\x0fexpiresUnixNano\x88\x01\x01B\x14\n" +
-	"\x12_expires_unix_nano\"\xef\x01\n" +
+	"\x12_expires_unix_nano\"\xb7\x02\n" +
 	"\x13UpdateVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tmin_bytes\x18\x02 \x01(\x03R\bminBytes\x12\x1b\n" +
@@ -1491,12 +1500,14 @@ const file_worker_proto_rawDesc = "" +
 	"\ton_delete\x18\x04 \x01(\tH\x00R\bonDelete\x88\x01\x01\x12\x17\n" +
 	"\x04mode\x18\x05 \x01(\rH\x01R\x04mode\x88\x01\x01\x12\x15\n" +
 	"\x03uid\x18\x06 \x01(\rH\x02R\x03uid\x88\x01\x01\x12\x15\n" +
-	"\x03gid\x18\a \x01(\rH\x03R\x03gid\x88\x01\x01B\f\n" +
+	"\x03gid\x18\a \x01(\rH\x03R\x03gid\x88\x01\x01\x120\n" +
+	"\x11archive_retention\x18\x14 \x01(\x03H\x04R\x10archiveRetention\x88\x01\x01B\f\n" +
 	"\n" +
 	"_on_deleteB\a\n" +
 	"\x05_modeB\x06\n" +
 	"\x04_uidB\x06\n" +
-	"\x04_gid\"7\n" +
+	"\x04_gidB\x14\n" +
+	"\x12_archive_retention\"7\n" +
 	"\x13DeleteVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\"\xe7\x01\n" +
