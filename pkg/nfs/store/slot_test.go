@@ -264,3 +264,50 @@ func moveToArchive(t *testing.T, d string) {
 		}
 	}
 }
+
+// A claim that was taken away by mistake is put back if its volume needs it.
+func TestPutBackClaim(t *testing.T) {
+	made := time.Unix(0, 5).UTC()
+	for name, tt := range map[string]struct {
+		meanwhile func(t *testing.T, d string)
+		back      bool
+	}{
+		"the create has failed":       {func(*testing.T, string) {}, false},
+		"the create is at work":       {func(t *testing.T, d string) { mustMkdir(t, d+"/v") }, true},
+		"the create has ended":        {func(t *testing.T, d string) { writeRecord(t, d, volumeSpec("w", "v"), made) }, true},
+		"an earlier volume of the id": {func(t *testing.T, d string) { writeRecord(t, d, volumeSpec("w", "x"), made.Add(1)) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := t.TempDir()
+			claim := filepath.Join(d, ownDir, "dirs", claimName("v"))
+			key := volumeKey("w", made)
+			s := openStore(t, d, func(o *Options) {
+				o.hook = func(_ context.Context, op, p string) error {
+					if op == "rename" && strings.HasSuffix(p, "/dirs/"+claimName("v")) {
+						removeAll(t, claim)
+						mustSymlink(t, key, claim)
+						tt.meanwhile(t, d)
+					}
+					return nil
+				}
+			})
+			create(t, s, volumeSpec("v", "v"))
+			remove(t, s, "v")
+			waitPurged(t, d)
+			text, err := os.Readlink(claim)
+			if back := err == nil && text == key; back != tt.back {
+				t.Errorf("the claim is %q, %v", text, err)
+			}
+		})
+	}
+}
+
+// writeRecord makes the record of a volume that was made at that time.
+func writeRecord(t *testing.T, d string, spec nfs.VolumeSpec, made time.Time) {
+	t.Helper()
+	data, err := encode(newRecord(testOptions, spec, 0, made))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, filepath.Join(d, ownDir, "volumes", spec.Name+recordSuffix), string(data))
+}

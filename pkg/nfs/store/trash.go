@@ -314,13 +314,55 @@ func (p *purger) freeClaim(ctx context.Context, l *layout, own *dir, e *entry, r
 	}
 	if text != owner {
 		klog.FromContext(ctx).Info("A claim was made at the moment that another was given up, and is put back", "dir", r.Dir, "claim", text)
-		if err := l.dirs.symlink(ctx, text, claimName(r.Dir)); err != nil && !isTaken(err) {
+		if err := p.putBack(ctx, l, r.Dir, text); err != nil {
 			return err
 		}
 	}
 	err = ignoreAbsent(own.unlink(ctx, out))
 	e.claim = err != nil
 	return err
+}
+
+// putBack returns its claim to another volume, unless the create of that has failed
+// meanwhile, which would leave the claim for good.
+func (p *purger) putBack(ctx context.Context, l *layout, dir, key string) error {
+	for range raceTries {
+		if err := l.dirs.symlink(ctx, key, claimName(dir)); err != nil {
+			if isTaken(err) {
+				err = nil
+			}
+			return err
+		}
+		if needed, err := p.needsClaim(ctx, l, dir, key); err != nil || needed {
+			return err
+		}
+		if err := l.unclaim(ctx, dir, key); err != nil {
+			return err
+		}
+		// A create that was at work has either seen that, or is seen here.
+		if needed, err := p.needsClaim(ctx, l, dir, key); err != nil || !needed {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: the directory %q was claimed and given up %d times meanwhile", nfs.ErrBusy, dir, raceTries)
+}
+
+// needsClaim says whether the volume with the key is there, or a part of it.
+func (p *purger) needsClaim(ctx context.Context, l *layout, dir, key string) (bool, error) {
+	id := idOf(key)
+	if id == "" { // no store wrote that
+		return true, nil
+	}
+	r, err := l.recordForSure(ctx, id)
+	if err != nil || r != nil && r.key() == key {
+		return err == nil, err
+	}
+	d, _, err := p.s.walk(ctx, dir, lookForSure)
+	if isAbsent(err) {
+		return false, nil
+	}
+	d.close()
+	return true, nil // also if it cannot be opened
 }
 
 // take removes what a completed delete has put into the trash; its record last,
