@@ -184,6 +184,11 @@ func (l *layout) recordIn(ctx context.Context, d *dir, name, id string) (*record
 		}
 		return nil, err
 	}
+	return l.recordOf(ctx, d, name, id, data, file)
+}
+
+// recordOf is recordIn for what was read from the file.
+func (l *layout) recordOf(ctx context.Context, d *dir, name, id string, data []byte, file info) (*record, error) {
 	r, err := decodeRecord(path.Join(d.path, name), data)
 	if err != nil {
 		return nil, err

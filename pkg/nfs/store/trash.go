@@ -165,7 +165,7 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 // taken that over.
 func (l *layout) entryRecord(ctx context.Context, own *dir, e *entry) (*record, error) {
 	name := e.name + recordSuffix
-	data, _, err := readDocument(ctx, own, name)
+	data, file, err := readDocument(ctx, own, name)
 	if isAbsent(err) {
 		return nil, nil
 	}
@@ -174,7 +174,7 @@ func (l *layout) entryRecord(ctx context.Context, own *dir, e *entry) (*record, 
 	}
 	if !isArchive(data) {
 		id, _ := parseEntryName(e.name)
-		return l.recordIn(ctx, own, name, id)
+		return l.recordOf(ctx, own, name, id, data, file)
 	}
 	a, err := decodeArchive(path.Join(own.path, name), data)
 	if err != nil {
