@@ -165,6 +165,22 @@ func TestCreateVolumeRefuses(t *testing.T) {
 	}
 }
 
+// TestRestoreArchive: an archive keeps the mode that it has, unless another is asked for.
+func TestRestoreArchive(t *testing.T) {
+	for mode, want := range map[string]uint32{"": 0, "0": 0, "0770": 0o770} {
+		var asked nfs.VolumeSpec
+		store := echoStore()
+		echo := store.create
+		store.create = func(ctx context.Context, s nfs.VolumeSpec) (nfs.Volume, error) { asked = s; return echo(ctx, s) }
+		_, err := serve(t, Config{Stores: oneStore(store)}).CreateVolume(t.Context(), createRequest(func(r *csi.CreateVolumeRequest) {
+			r.Parameters["restoreArchive"], r.Parameters["mountPermissions"] = "pvc-0", mode
+		}))
+		if err != nil || asked.RestoreArchive != "pvc-0" || nfs.UnixMode(asked.Mode) != want {
+			t.Errorf("mode %q: asked for %+v, %v", mode, asked, err)
+		}
+	}
+}
+
 func TestModes(t *testing.T) {
 	for in, want := range map[string]uint32{"": 0o755, "0": 0o755, "00": 0o755, "700": 0o700, "0777": 0o777, "7777": 0o7777} {
 		m, err := parseMode(in)

@@ -20,6 +20,7 @@ const (
 	paramSubDir           = "subDir"
 	paramOnDelete         = "onDelete"
 	paramArchiveRetention = "archiveRetention"
+	paramRestoreArchive   = "restoreArchive"
 	paramMountPermissions = "mountPermissions"
 	paramUID              = "uid"
 	paramGID              = "gid"
@@ -42,7 +43,9 @@ type parameters struct {
 	subDir        string
 	onDelete      nfs.OnDelete
 	retention     time.Duration // of the archive; 0 means for ever
+	restore       string        // the archive to take back
 	mode          fs.FileMode
+	modeGiven     bool
 	uid, gid      *uint32
 	values        nfs.SubDirValues
 }
@@ -71,8 +74,11 @@ func parseParameters(raw map[string]string) (parameters, error) {
 			p.onDelete, err = nfs.ParseOnDelete(value)
 		case strings.ToLower(paramArchiveRetention):
 			p.retention, err = nfs.ParseRetention(value)
+		case strings.ToLower(paramRestoreArchive):
+			p.restore = value
 		case strings.ToLower(paramMountPermissions):
 			p.mode, err = parseMode(value)
+			p.modeGiven = err == nil && strings.Trim(value, "0") != ""
 		case paramUID:
 			p.uid, err = parseID(paramUID, value)
 		case paramGID:
@@ -210,12 +216,17 @@ func (p parameters) spec(name string) (nfs.VolumeSpec, error) {
 		// Whoever writes it expects to find deleted data again.
 		return nfs.VolumeSpec{}, invalidf("parameter %q needs %q %s: with %s nothing is archived", paramArchiveRetention, paramOnDelete, nfs.Archive, p.onDelete)
 	}
+	mode := p.mode
+	if p.restore != "" && !p.modeGiven {
+		mode = 0 // what the archive has
+	}
 	return nfs.VolumeSpec{
+		RestoreArchive:   p.restore,
 		Name:             name,
 		Dir:              dir,
 		OnDelete:         p.onDelete,
 		ArchiveRetention: p.retention,
-		Mode:             p.mode,
+		Mode:             mode,
 		UID:              p.uid,
 		GID:              p.gid,
 		Claim:            nfs.Claim{Namespace: values.PVCNamespace, Name: values.PVCName},
@@ -267,7 +278,7 @@ func parseID(param, s string) (*uint32, error) {
 }
 
 func unknownParameter(key string) error {
-	known := []string{paramServer, paramShare, paramSubDir, paramOnDelete, paramArchiveRetention, paramMountPermissions, paramUID, paramGID}
+	known := []string{paramServer, paramShare, paramSubDir, paramOnDelete, paramArchiveRetention, paramRestoreArchive, paramMountPermissions, paramUID, paramGID}
 	nearest := slices.MinFunc(known, func(a, b string) int {
 		return editDistance(key, strings.ToLower(a)) - editDistance(key, strings.ToLower(b))
 	})

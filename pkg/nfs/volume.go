@@ -56,6 +56,10 @@ type VolumeSpec struct {
 	UID, GID *uint32
 	// Claim names the PVC behind the volume, if it is known.
 	Claim Claim
+	// RestoreArchive is the id or the original name of the archived volume whose
+	// directory this one takes over; empty for a new directory. Mode 0 then leaves
+	// the mode as it is.
+	RestoreArchive string
 }
 
 // Claim is the PersistentVolumeClaim that a volume was made for.
@@ -79,7 +83,10 @@ type Volume struct {
 	Mode             fs.FileMode
 	UID, GID         *uint32
 	Claim            Claim
-	Created          time.Time
+	// RestoredArchive and RestoredName are the id and the original name of the archive
+	// that the volume was made from, if it was.
+	RestoredArchive, RestoredName string
+	Created                       time.Time
 }
 
 // Incompatible says in words why the existing volume v does not answer a
@@ -96,6 +103,8 @@ func (v Volume) Incompatible(spec VolumeSpec) string {
 		return fmt.Sprintf("its capacity is %d bytes, more than the limit of %d", v.CapacityBytes, spec.MaxBytes)
 	case v.OnDelete != spec.OnDelete:
 		return fmt.Sprintf("its onDelete is %q, not %q", v.OnDelete, spec.OnDelete)
+	case (v.RestoredArchive == "") != (spec.RestoreArchive == ""), spec.RestoreArchive != "" && spec.RestoreArchive != v.RestoredArchive && spec.RestoreArchive != v.RestoredName:
+		return fmt.Sprintf("it was made from the archive %q, not from %q", v.RestoredArchive, spec.RestoreArchive)
 	case v.ArchiveRetention != spec.ArchiveRetention:
 		return fmt.Sprintf("its archiveRetention is %s, not %s", retentionText(v.ArchiveRetention), retentionText(spec.ArchiveRetention))
 	case v.Mode != spec.Mode:

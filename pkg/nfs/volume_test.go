@@ -44,8 +44,8 @@ func TestRecordID(t *testing.T) {
 
 func TestIncompatible(t *testing.T) {
 	one, two := uint32(1), uint32(2)
-	spec := nfs.VolumeSpec{Name: "v", Dir: "d", MinBytes: 10, OnDelete: nfs.Delete, Mode: 0o755, UID: &one}
-	volume := nfs.Volume{Name: "v", Dir: "d", CapacityBytes: 10, OnDelete: nfs.Delete, Mode: 0o755, UID: &one}
+	spec := nfs.VolumeSpec{Name: "v", Dir: "d", MinBytes: 10, OnDelete: nfs.Delete, Mode: 0o755, UID: &one, RestoreArchive: "old"}
+	volume := nfs.Volume{Name: "v", Dir: "d", CapacityBytes: 10, OnDelete: nfs.Delete, Mode: 0o755, UID: &one, RestoredArchive: "old-1", RestoredName: "old"}
 	for _, tc := range []struct {
 		name   string
 		change func(*nfs.VolumeSpec)
@@ -59,6 +59,10 @@ func TestIncompatible(t *testing.T) {
 		{"name", func(s *nfs.VolumeSpec) { s.Name = "w" }, "made for the name"},
 		{"dir", func(s *nfs.VolumeSpec) { s.Dir = "e" }, "directory"},
 		{"onDelete", func(s *nfs.VolumeSpec) { s.OnDelete = nfs.Retain }, "onDelete"},
+		{"archiveRetention", func(s *nfs.VolumeSpec) { s.ArchiveRetention = time.Hour }, "for ever, not 1h0m0s"},
+		{"archive by its id", func(s *nfs.VolumeSpec) { s.RestoreArchive = "old-1" }, ""},
+		{"another archive", func(s *nfs.VolumeSpec) { s.RestoreArchive = "old-2" }, `"old-1", not from "old-2"`},
+		{"no archive", func(s *nfs.VolumeSpec) { s.RestoreArchive = "" }, `"old-1", not from ""`},
 		{"mode", func(s *nfs.VolumeSpec) { s.Mode = 0o700 | fs.ModeSetgid }, "02700"},
 		{"uid", func(s *nfs.VolumeSpec) { s.UID = &two }, "uid"},
 		{"gid", func(s *nfs.VolumeSpec) { s.GID = &two }, "gid"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -180,6 +181,45 @@ func TestOnDeleteArchive(t *testing.T) {
 		t.Errorf("the archive's record is %+v", archive)
 	}
 	s.server("rm -r archived-* .nfs-csi/archive/*")
+}
+
+// TestArchiveRetentionAndTakeBack: an archive becomes a claim's volume again, also on
+// another node, and goes when its retention ends.
+func TestArchiveRetentionAndTakeBack(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, "take-back")
+	s.class("archived-a-while", "  onDelete: archive\n  archiveRetention: 1h")
+	s.claim("data", "archived-a-while")
+	volume := s.volume("data")
+	s.pod("writer", s.c.Nodes()[0].Name(), "data")
+	s.sh("writer", "echo precious >/data/file")
+	s.kubectl("delete", "pod", "writer", "--wait")
+	s.kubectl("delete", "pvc", "data")
+	s.gone(volume)
+
+	s.class("taken-back", "  restoreArchive: "+volume+"\n  onDelete: archive\n  archiveRetention: 5s")
+	s.claim("back", "taken-back")
+	taken := s.volume("back")
+	s.pod("reader", s.c.Nodes()[1].Name(), "back")
+	if got := s.sh("reader", "cat /data/file"); got != "precious" {
+		t.Errorf("the file holds %q", got)
+	}
+	if got := s.stored(); !slices.Equal(got.directories, []string{taken}) {
+		t.Errorf("the directories are %q, want the volume's alone", got.directories)
+	}
+	s.claim("late", "taken-back")
+	s.event("late", "NotFound", volume)
+	s.kubectl("delete", "pvc", "late")
+	s.kubectl("delete", "pod", "reader", "--wait")
+	s.kubectl("delete", "pvc", "back")
+	s.gone(taken)
+	s.wait("the archive to expire", func(context.Context) error {
+		if left := s.server("ls; ls .nfs-csi/archive; find .nfs-csi/trash -mindepth 2"); left != "" {
+			return fmt.Errorf("there is %s", left)
+		}
+		return nil
+	})
+	s.left()
 }
 
 // TestSubDir: a class names directories after claims, and parents that were made go with the last.

@@ -77,10 +77,13 @@ type creation struct {
 	created time.Time
 
 	parent      *dir
-	newParents  int  // innermost parents that it made
-	claimed     bool // the claim is of this volume
-	adopted     bool // and another run has made it
-	ownsDir     bool // the directory is this volume's
+	newParents  int    // innermost parents that it made
+	claimed     bool   // the claim is of this volume
+	adopted     bool   // and another run has made it
+	ownsDir     bool   // the directory is this volume's
+	reserved    string // the archive that is reserved for it
+	restored    restored
+	remake      bool // the directory was empty, and is to be made again
 	record      *record
 	recordFound *record // another run's record of this volume
 }
@@ -190,7 +193,11 @@ func (c *creation) build(ctx context.Context) error {
 	if err := c.claim(ctx); err != nil || c.recordFound != nil {
 		return err
 	}
-	if err := c.makeDir(ctx); err != nil || c.recordFound != nil {
+	take := c.makeDir
+	if c.spec.RestoreArchive != "" {
+		take = c.takeBack
+	}
+	if err := take(ctx); err != nil || c.recordFound != nil {
 		return err
 	}
 	if nested := parentOf(c.spec.Dir) != ""; nested {
@@ -203,10 +210,13 @@ func (c *creation) build(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := setOwner(ctx, c.parent, c.base, c.spec); err != nil {
-		return err
+	if c.spec.RestoreArchive == "" {
+		if err := setOwner(ctx, c.parent, c.base, c.spec); err != nil {
+			return err
+		}
 	}
 	r := newRecord(c.s.opts, c.spec, c.newParents, c.created)
+	r.Restored = c.restored
 	data, err := encode(r)
 	if err != nil {
 		return err
@@ -362,6 +372,12 @@ func (c *creation) settle(ctx context.Context) error {
 	if err := c.l.dirs.refresh(ctx); err != nil {
 		return err
 	}
+	if c.spec.RestoreArchive != "" && !c.remake {
+		if err := c.reclaim(ctx); err != nil {
+			return err
+		}
+		return c.bringBack(ctx)
+	}
 	owner, err := c.l.claimant(ctx, c.spec.Dir)
 	if err != nil {
 		return err
@@ -393,10 +409,11 @@ func (c *creation) settle(ctx context.Context) error {
 	return c.stillRecorded(ctx)
 }
 
-// restore is settle for the volume of another run, with what it makes removed
-// again if the volume is deleted meanwhile.
+// restore is settle for the volume of another run, whose directory was empty, with
+// what it makes removed again if the volume is deleted meanwhile.
 func (c *creation) restore(ctx context.Context) error {
 	defer c.close()
+	c.remake = true
 	if err := c.settle(ctx); err != nil {
 		return c.undo(ctx, err)
 	}
@@ -447,6 +464,9 @@ func (c *creation) remove(ctx context.Context) error {
 		}
 	}
 	if err := c.s.removeParents(ctx, c.spec.Dir, c.newParents); err != nil {
+		return err
+	}
+	if err := c.release(ctx); err != nil {
 		return err
 	}
 	if err := c.l.unclaim(ctx, c.spec.Dir, c.key()); err != nil {

@@ -9,6 +9,7 @@
 //	  changes/<id>-<written>/<n>.json      its n-th change: the whole record as it is since; the last two are kept
 //	  dirs/<hash of the directory's path>  the claim of a directory: a symbolic link whose text is the volume's key, "<id>-<created>"
 //	  archive/<id>-<created>.json          the record of an archived volume
+//	  archive/<key>+<key>.json             that of the first volume, which the second takes back
 //	  trash/<slot>/                        what one process has deleted, and is removed in the background
 //	    <id>.<when><random>.json           the record of a deleted volume
 //	    <id>.<when><random>                its directory
@@ -55,6 +56,15 @@
 // have lain untouched for a while before the purge takes it over, and that a process
 // that lives touches its own, only keeps processes from doing each other's work.
 // A create or delete that needs the entry takes it over at once.
+//
+// Take back: a create that is to have an archive's directory claims its place, and
+// renames the archive's record to "<archive's key>+<volume's key>.json", which only
+// one volume can. Then its own record decides. Before that nothing was moved, and a
+// run that fails renames the archive's record back. From then on every run goes
+// forward: it moves the directory and removes the archive's record. Should that have
+// been renamed back by another run of the same volume, it is renamed anew; if another
+// volume has it by then, the new volume's record goes. A run that moves the directory
+// late, when the volume was deleted, moves it back.
 //
 // Expire: an archive goes as a volume does, and what decides is the rename of its
 // record from archive/ to the slot. The record is there before the directory: so an

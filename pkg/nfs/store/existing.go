@@ -30,6 +30,11 @@ func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
 	if err := c.reclaim(ctx); err != nil {
 		return nfs.Volume{}, err
 	}
+	if r.Restored.Archive != "" {
+		if err := c.bringBack(ctx); err != nil {
+			return nfs.Volume{}, err
+		}
+	}
 	err := c.findDir(ctx, lookForSure)
 	if isAbsent(err) {
 		err = c.waitForDir(ctx, r)

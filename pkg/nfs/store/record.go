@@ -43,9 +43,11 @@ type record struct {
 	UID              *uint32   `json:"uid,omitempty"`
 	GID              *uint32   `json:"gid,omitempty"`
 	Claim            nfs.Claim `json:"claim,omitzero"`
-	State            string    `json:"state"`
-	Created          time.Time `json:"created"`
-	Changed          time.Time `json:"changed"`
+	// Restored is the archive that the volume was made from.
+	Restored restored  `json:"restored,omitzero"`
+	State    string    `json:"state"`
+	Created  time.Time `json:"created"`
+	Changed  time.Time `json:"changed"`
 
 	// file is what the record was read from.
 	file info
@@ -53,6 +55,12 @@ type record struct {
 	// the number-th, and none if that is 0.
 	changes string
 	number  uint64
+}
+
+// restored names an archive by its key, and what its volume was called.
+type restored struct {
+	Archive string `json:"archive,omitempty"`
+	Name    string `json:"name,omitempty"`
 }
 
 // archiveRecord says where the directory of a volume that was deleted with
@@ -121,6 +129,8 @@ func (r *record) volume() nfs.Volume {
 		UID:              r.UID,
 		GID:              r.GID,
 		Claim:            r.Claim,
+		RestoredArchive:  r.Restored.Archive,
+		RestoredName:     r.Restored.Name,
 		Created:          r.Created,
 	}
 }
@@ -137,7 +147,7 @@ func (r *record) changed(to nfs.Volume) *record {
 // spec returns the request that the volume answers.
 func (r *record) spec() nfs.VolumeSpec {
 	v := r.volume()
-	return nfs.VolumeSpec{Name: v.Name, Dir: v.Dir, MinBytes: v.CapacityBytes, OnDelete: v.OnDelete, ArchiveRetention: v.ArchiveRetention, Mode: v.Mode, UID: v.UID, GID: v.GID, Claim: v.Claim}
+	return nfs.VolumeSpec{Name: v.Name, Dir: v.Dir, MinBytes: v.CapacityBytes, OnDelete: v.OnDelete, ArchiveRetention: v.ArchiveRetention, Mode: v.Mode, UID: v.UID, GID: v.GID, Claim: v.Claim, RestoreArchive: v.RestoredArchive}
 }
 
 // check refuses what no store has written.
@@ -166,6 +176,8 @@ func (r *record) check() error {
 		return fmt.Errorf("parentsCreated is %d", r.ParentsCreated)
 	case r.CapacityBytes < 0:
 		return fmt.Errorf("capacityBytes is %d", r.CapacityBytes)
+	case r.Restored.Archive != "" && idOf(r.Restored.Archive) == "":
+		return fmt.Errorf("restored.archive is %q", r.Restored.Archive)
 	case r.State != stateReady:
 		return fmt.Errorf("state is %q", r.State)
 	case r.Created.IsZero():

@@ -143,6 +143,11 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 			return err
 		}
 	}
+	if r.Restored.Archive != "" && e.expired == "" {
+		if err := p.s.endReservation(ctx, l, e, r); err != nil {
+			return err
+		}
+	}
 	if r.OnDelete == nfs.Archive && e.expired == "" {
 		if err := p.s.archive(ctx, l, own, e, r); err != nil {
 			// If another process had begun this delete and was not dead, but slow, it may

@@ -27,6 +27,7 @@ func specToPB(s nfs.VolumeSpec) *workerpb.CreateVolumeRequest {
 		Uid:              s.UID,
 		Gid:              s.GID,
 		Claim:            claimToPB(s.Claim),
+		RestoreArchive:   s.RestoreArchive,
 	}
 }
 
@@ -42,6 +43,7 @@ func specFromPB(s *workerpb.CreateVolumeRequest) nfs.VolumeSpec {
 		UID:              s.Uid,
 		GID:              s.Gid,
 		Claim:            claimFromPB(s.GetClaim()),
+		RestoreArchive:   s.GetRestoreArchive(),
 	}
 }
 
@@ -85,6 +87,8 @@ func volumeToPB(v nfs.Volume) *workerpb.Volume {
 		Uid:              v.UID,
 		Gid:              v.GID,
 		Claim:            claimToPB(v.Claim),
+		RestoredArchive:  v.RestoredArchive,
+		RestoredName:     v.RestoredName,
 	}
 	pb.CreatedUnixNano = timeToPB(v.Created)
 	return pb
@@ -102,6 +106,8 @@ func volumeFromPB(v *workerpb.Volume) nfs.Volume {
 		UID:              v.Uid,
 		GID:              v.Gid,
 		Claim:            claimFromPB(v.GetClaim()),
+		RestoredArchive:  v.GetRestoredArchive(),
+		RestoredName:     v.GetRestoredName(),
 		Created:          timeFromPB(v.CreatedUnixNano),
 	}
 }

@@ -318,8 +318,10 @@ type CreateVolumeRequest struct {
 	Claim *Claim  `protobuf:"bytes,9,opt,name=claim,proto3" json:"claim,omitempty"`
 	// Nanoseconds; 0 means for ever.
 	ArchiveRetention int64 `protobuf:"varint,20,opt,name=archive_retention,json=archiveRetention,proto3" json:"archive_retention,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The id or original name of an archive; empty for a new directory.
+	RestoreArchive string `protobuf:"bytes,21,opt,name=restore_archive,json=restoreArchive,proto3" json:"restore_archive,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -422,6 +424,13 @@ func (x *CreateVolumeRequest) GetArchiveRetention() int64 {
 	return 0
 }
 
+func (x *CreateVolumeRequest) GetRestoreArchive() string {
+	if x != nil {
+		return x.RestoreArchive
+	}
+	return ""
+}
+
 type Volume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -436,6 +445,8 @@ type Volume struct {
 	// Nanoseconds since 1970 UTC; absent when unknown.
 	CreatedUnixNano  *int64 `protobuf:"varint,10,opt,name=created_unix_nano,json=createdUnixNano,proto3,oneof" json:"created_unix_nano,omitempty"`
 	ArchiveRetention int64  `protobuf:"varint,20,opt,name=archive_retention,json=archiveRetention,proto3" json:"archive_retention,omitempty"`
+	RestoredArchive  string `protobuf:"bytes,21,opt,name=restored_archive,json=restoredArchive,proto3" json:"restored_archive,omitempty"`
+	RestoredName     string `protobuf:"bytes,22,opt,name=restored_name,json=restoredName,proto3" json:"restored_name,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -545,6 +556,20 @@ func (x *Volume) GetArchiveRetention() int64 {
 		return x.ArchiveRetention
 	}
 	return 0
+}
+
+func (x *Volume) GetRestoredArchive() string {
+	if x != nil {
+		return x.RestoredArchive
+	}
+	return ""
+}
+
+func (x *Volume) GetRestoredName() string {
+	if x != nil {
+		return x.RestoredName
+	}
+	return ""
 }
 
 type GetVolumeRequest struct {
@@ -1441,7 +1466,7 @@ const file_worker_proto_rawDesc = "" +
 	"purge_rate\x18\x05 \x01(\x05R\tpurgeRate\"9\n" +
 	"\x05Claim\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xbd\x02\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xe6\x02\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x1b\n" +
@@ -1452,9 +1477,10 @@ const file_worker_proto_rawDesc = "" +
 	"\x03uid\x18\a \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x15\n" +
 	"\x03gid\x18\b \x01(\rH\x01R\x03gid\x88\x01\x01\x12*\n" +
 	"\x05claim\x18\t \x01(\v2\x14.nfscsi.worker.ClaimR\x05claim\x12+\n" +
-	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetentionB\x06\n" +
+	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetention\x12'\n" +
+	"\x0frestore_archive\x18\x15 \x01(\tR\x0erestoreArchiveB\x06\n" +
 	"\x04_uidB\x06\n" +
-	"\x04_gid\"\xf4\x02\n" +
+	"\x04_gid\"\xc4\x03\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1467,7 +1493,9 @@ const file_worker_proto_rawDesc = "" +
 	"\x05claim\x18\t \x01(\v2\x14.nfscsi.worker.ClaimR\x05claim\x12/\n" +
 	"\x11created_unix_nano\x18\n" +
 	" \x01(\x03H\x02R\x0fcreatedUnixNano\x88\x01\x01\x12+\n" +
-	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetentionB\x06\n" +
+	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetention\x12)\n" +
+	"\x10restored_archive\x18\x15 \x01(\tR\x0frestoredArchive\x12#\n" +
+	"\rrestored_name\x18\x16 \x01(\tR\frestoredNameB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gidB\x14\n" +
 	"\x12_created_unix_nano\"\"\n" +
