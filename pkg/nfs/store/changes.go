@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -60,10 +61,7 @@ func (l *layout) lastChange(ctx context.Context, r *record) (*record, error) {
 		if err != nil || len(numbers) == 0 {
 			return nil, err
 		}
-		var last uint64
-		for _, n := range numbers {
-			last = max(last, n)
-		}
+		last := slices.Max(numbers)
 		name := changeName(last)
 		data, _, err := readDocument(ctx, changes, name)
 		if isAbsent(err) { // others have made two changes since
@@ -167,7 +165,7 @@ func (l *layout) change(ctx context.Context, r, to *record) error {
 	case published != nil:
 		return published
 	}
-	return changes.prune(ctx, r.number)
+	return changes.prune(ctx)
 }
 
 // takeBack removes what a change has left of a volume that is deleted, unless
@@ -184,15 +182,17 @@ func (l *layout) takeBack(ctx context.Context, r *record, changes *dir, mine str
 	return opError("find", path.Join(l.volumes.path, r.ID+recordSuffix), unix.ENOENT)
 }
 
-// prune removes changes older than that. It stays itself, so that whoever has just
-// read the directory still finds it.
-func (d *dir) prune(ctx context.Context, older uint64) error {
+// prune removes all but the last change and the one before, which whoever has just
+// read the directory may be about to read. What came late under a number that was
+// free again goes by that, too.
+func (d *dir) prune(ctx context.Context) error {
 	numbers, err := d.numbers(ctx)
-	if err != nil {
+	if err != nil || len(numbers) == 0 {
 		return err
 	}
+	last := slices.Max(numbers)
 	for _, n := range numbers {
-		if n < older {
+		if n < last-1 {
 			if err := d.unlink(ctx, changeName(n)); err != nil && !isAbsent(err) {
 				return err
 			}
