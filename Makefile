@@ -14,7 +14,7 @@ ENGINE  ?= $(shell if docker info >/dev/null 2>&1; then echo docker; elif comman
 TEST_STEPS := fmt-check lint vet unit chart sanity acceptance
 
 # The packages whose tests need the lab.
-LAB_TESTS  := ./test/acceptance ./test/lab ./pkg/nfs/mount ./pkg/nfs/worker
+LAB_TESTS  := ./test/acceptance ./test/lab ./pkg/nfs/mount ./pkg/nfs/store ./pkg/nfs/worker
 
 BINARY     := bin/nfs-csi-driver$(if $(filter-out $(shell go env GOHOSTARCH),$(ARCH)),-$(ARCH))
 TOOL       := go tool -modfile=hack/tools/go.mod

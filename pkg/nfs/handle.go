@@ -34,12 +34,16 @@ func (h Handle) String() string {
 	if h.legacy.set {
 		return strings.Join([]string{h.Export.Server, strings.TrimPrefix(h.Export.Share, "/"), h.Dir, h.legacy.uuid, h.legacy.onDelete}, "#")
 	}
+	return formatHandle(handleVersion, h.Export, h.ID)
+}
+
+func formatHandle(version string, export Export, id string) string {
 	return strings.Join([]string{
-		handleVersion,
-		escape(h.Export.Server),
-		escape(h.Export.Share),
-		escape(strings.Join(h.Export.Options, ",")),
-		escape(h.ID),
+		version,
+		escape(export.Server),
+		escape(export.Share),
+		escape(strings.Join(export.Options, ",")),
+		escape(id),
 	}, ":")
 }
 
@@ -50,17 +54,27 @@ func ParseHandle(s string) (Handle, error) {
 	if strings.Contains(s, "#") {
 		return parseLegacyHandle(s)
 	}
+	export, id, err := parseHandle("volume", handleVersion, s)
+	if err != nil {
+		return Handle{}, err
+	}
+	return Handle{Export: export, ID: id}, nil
+}
+
+// parseHandle is the inverse of formatHandle.
+func parseHandle(kind, version, s string) (Export, string, error) {
+	fail := func(err error) (Export, string, error) { return Export{}, "", err }
 	parts := strings.Split(s, ":")
-	if parts[0] != handleVersion {
-		return Handle{}, fmt.Errorf("%w: volume handle %q is of no version that this driver knows", ErrInvalid, s)
+	if parts[0] != version {
+		return fail(fmt.Errorf("%w: %s handle %q is of no version that this driver knows", ErrInvalid, kind, s))
 	}
 	if len(parts) != 5 {
-		return Handle{}, fmt.Errorf("%w: volume handle %q has %d parts, not 5", ErrInvalid, s, len(parts))
+		return fail(fmt.Errorf("%w: %s handle %q has %d parts, not 5", ErrInvalid, kind, s, len(parts)))
 	}
 	for i, p := range parts {
 		u, err := unescape(p)
 		if err != nil {
-			return Handle{}, fmt.Errorf("%w: volume handle %q: %w", ErrInvalid, s, err)
+			return fail(fmt.Errorf("%w: %s handle %q: %w", ErrInvalid, kind, s, err))
 		}
 		parts[i] = u
 	}
@@ -70,16 +84,15 @@ func ParseHandle(s string) (Handle, error) {
 	}
 	export, err := NewExport(parts[1], parts[2], options)
 	if err != nil {
-		return Handle{}, fmt.Errorf("volume handle %q: %w", s, err)
+		return fail(fmt.Errorf("%s handle %q: %w", kind, s, err))
 	}
 	if err := CheckRecordID(parts[4]); err != nil {
-		return Handle{}, fmt.Errorf("volume handle %q: %w", s, err)
+		return fail(fmt.Errorf("%s handle %q: %w", kind, s, err))
 	}
-	h := Handle{Export: export, ID: parts[4]}
-	if h.String() != s {
-		return Handle{}, fmt.Errorf("%w: volume handle %q is not in its one proper form %q", ErrInvalid, s, h)
+	if proper := formatHandle(version, export, parts[4]); proper != s {
+		return fail(fmt.Errorf("%w: %s handle %q is not in its one proper form %q", ErrInvalid, kind, s, proper))
 	}
-	return h, nil
+	return export, parts[4], nil
 }
 
 // parseLegacyHandle reads "server#share#subDir#uuid#onDelete", the handle of

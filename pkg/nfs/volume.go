@@ -50,7 +50,8 @@ type VolumeSpec struct {
 	// ArchiveRetention is how long the volume's archive is kept, should it become
 	// one; 0 means for ever.
 	ArchiveRetention time.Duration
-	// Mode holds the permission, setuid, setgid and sticky bits as fs.FileMode has them.
+	// Mode holds the permission, setuid, setgid and sticky bits as fs.FileMode has
+	// them. With a Source, 0 keeps those of the source.
 	Mode fs.FileMode
 	// UID and GID own the directory; nil leaves what the server gives.
 	UID, GID *uint32
@@ -60,6 +61,8 @@ type VolumeSpec struct {
 	// directory this one takes over; empty for a new directory. Mode 0 then leaves
 	// the mode as it is.
 	RestoreArchive string
+	// Source is what the volume is a copy of at first, if of anything.
+	Source Source
 }
 
 // Claim is the PersistentVolumeClaim that a volume was made for.
@@ -86,6 +89,7 @@ type Volume struct {
 	// RestoredArchive and RestoredName are the id and the original name of the archive
 	// that the volume was made from, if it was.
 	RestoredArchive, RestoredName string
+	Source                        Source
 	Created                       time.Time
 }
 
@@ -113,6 +117,8 @@ func (v Volume) Incompatible(spec VolumeSpec) string {
 		return "its uid differs"
 	case !equalID(v.GID, spec.GID):
 		return "its gid differs"
+	case !v.Source.Same(spec.Source):
+		return fmt.Sprintf("it was made from %s, not from %s", v.Source.words(), spec.Source.words())
 	}
 	return ""
 }

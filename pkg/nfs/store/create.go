@@ -56,6 +56,12 @@ func checkSpec(spec nfs.VolumeSpec) error {
 		return fmt.Errorf("%w: %d to %d bytes is no range of capacities", nfs.ErrInvalid, spec.MinBytes, spec.MaxBytes)
 	case spec.ArchiveRetention < 0:
 		return fmt.Errorf("%w: archiveRetention %s is negative", nfs.ErrInvalid, spec.ArchiveRetention)
+	case spec.Source.Volume != "" && spec.Source.Snapshot != "":
+		return fmt.Errorf("%w: a volume is copied from a volume or from a snapshot, not both", nfs.ErrInvalid)
+	case spec.RestoreArchive != "" && !spec.Source.IsZero():
+		return fmt.Errorf("%w: a volume is made from an archive or as a copy, not both: leave out restoreArchive or the content source", nfs.ErrInvalid)
+	case spec.Source.Volume != "" && nfs.CheckRecordID(spec.Source.Volume) != nil, spec.Source.Snapshot != "" && nfs.CheckRecordID(spec.Source.Snapshot) != nil:
+		return fmt.Errorf("%w: the source %s is none", nfs.ErrInvalid, spec.Source)
 	case spec.Mode&^(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) != 0:
 		return fmt.Errorf("%w: mode %v has more than permission, set-id and sticky bits", nfs.ErrInvalid, spec.Mode)
 	}
@@ -86,6 +92,7 @@ type creation struct {
 	remake      bool // the directory was empty, and is to be made again
 	record      *record
 	recordFound *record // another run's record of this volume
+	clone       *clone  // what the volume is made of; nil for an empty one
 }
 
 func newCreation(s *Store, l *layout, spec nfs.VolumeSpec) *creation {
@@ -94,7 +101,12 @@ func newCreation(s *Store, l *layout, spec nfs.VolumeSpec) *creation {
 
 func (c *creation) key() string { return volumeKey(c.id, c.created) }
 
-func (c *creation) close() { c.parent.close() }
+func (c *creation) close() {
+	c.parent.close()
+	if c.clone != nil {
+		c.clone.job.close()
+	}
+}
 
 func (c *creation) run(ctx context.Context) (nfs.Volume, error) {
 	existing, err := c.l.record(ctx, c.id)
@@ -106,9 +118,12 @@ func (c *creation) run(ctx context.Context) (nfs.Volume, error) {
 	}
 	err = c.build(ctx)
 	switch {
+	case errors.Is(err, errCopying):
+		return nfs.Volume{}, err // The claim stays, for the next call to go on with.
 	case err != nil:
 		return nfs.Volume{}, c.undo(ctx, err)
 	case c.recordFound == nil:
+		c.dropClone(ctx)
 		return c.record.volume(), nil
 	}
 	v, err := c.answer(ctx, c.recordFound)
@@ -170,20 +185,6 @@ func (c *creation) taken(ctx context.Context, dir, key string) error {
 	return fmt.Errorf("%w: %s", nfs.ErrConflict, what)
 }
 
-// checkAncestors refuses a volume inside a volume.
-func (c *creation) checkAncestors(ctx context.Context) error {
-	for p := parentOf(c.spec.Dir); p != ""; p = parentOf(p) {
-		key, _, err := c.holder(ctx, p)
-		if err != nil {
-			return err
-		}
-		if key != "" {
-			return fmt.Errorf("a volume cannot lie inside another: %w", c.taken(ctx, p, key))
-		}
-	}
-	return nil
-}
-
 // build makes the volume, step by step. It ends without an error with either its
 // own record in place, or another's in recordFound.
 func (c *creation) build(ctx context.Context) error {
@@ -194,8 +195,13 @@ func (c *creation) build(ctx context.Context) error {
 		return err
 	}
 	take := c.makeDir
-	if c.spec.RestoreArchive != "" {
+	switch {
+	case c.spec.RestoreArchive != "":
 		take = c.takeBack
+	case !c.spec.Source.IsZero():
+		if err := c.fetch(ctx); err != nil || c.recordFound != nil {
+			return err
+		}
 	}
 	if err := take(ctx); err != nil || c.recordFound != nil {
 		return err
@@ -293,6 +299,9 @@ func (c *creation) claim(ctx context.Context) error {
 		if c.recordFound, err = c.l.recordForSure(ctx, c.id); err != nil || c.recordFound != nil {
 			return err
 		}
+		if !c.spec.Source.IsZero() {
+			return c.claimCopy(ctx)
+		}
 		return c.foreign()
 	}
 	return fmt.Errorf("%w: the directory was claimed and given up %d times meanwhile", nfs.ErrBusy, raceTries)
@@ -302,9 +311,17 @@ func (c *creation) foreign() error {
 	return fmt.Errorf("%w: the directory exists, and no record says that the driver made it: move it away, remove it, or choose another subDir", nfs.ErrForeign)
 }
 
-// makeDir makes the parents and the directory, or takes on the empty directory
-// of another run with the same claim, which was killed or is at work just now.
+// makeDir makes the directory of the volume, with what is to be in it.
 func (c *creation) makeDir(ctx context.Context) error {
+	if c.clone != nil {
+		return c.moveIn(ctx)
+	}
+	return c.takeDir(ctx)
+}
+
+// takeDir makes the parents and the directory, or takes on the empty directory
+// of another run with the same claim, which was killed or is at work just now.
+func (c *creation) takeDir(ctx context.Context) error {
 	err := c.mkdir(ctx)
 	if err == nil {
 		c.ownsDir = true
@@ -336,6 +353,13 @@ func (c *creation) makeDir(ctx context.Context) error {
 		return err
 	}
 	// Only now, with the directory seen, does the claim say whose it is.
+	err = c.checkClaim(ctx)
+	c.ownsDir = err == nil
+	return err
+}
+
+// checkClaim asks the server whether the directory is claimed for this volume.
+func (c *creation) checkClaim(ctx context.Context) error {
 	if err := c.l.dirs.refresh(ctx); err != nil {
 		return err
 	}
@@ -344,7 +368,6 @@ func (c *creation) makeDir(ctx context.Context) error {
 		c.claimed = false
 		err = fmt.Errorf("%w: the directory is no longer claimed for this volume", nfs.ErrBusy)
 	}
-	c.ownsDir = err == nil
 	return err
 }
 
@@ -389,6 +412,9 @@ func (c *creation) settle(ctx context.Context) error {
 	if missing != nil && !isAbsent(missing) {
 		return missing
 	}
+	if missing != nil && !c.spec.Source.IsZero() && !c.remake {
+		return c.withdraw(ctx)
+	}
 	if err := c.stillRecorded(ctx); err != nil {
 		return err
 	}
@@ -407,25 +433,6 @@ func (c *creation) settle(ctx context.Context) error {
 		}
 	}
 	return c.stillRecorded(ctx)
-}
-
-// restore is settle for the volume of another run, whose directory was empty, with
-// what it makes removed again if the volume is deleted meanwhile.
-func (c *creation) restore(ctx context.Context) error {
-	defer c.close()
-	c.remake = true
-	if err := c.settle(ctx); err != nil {
-		return c.undo(ctx, err)
-	}
-	return nil
-}
-
-func (c *creation) stillRecorded(ctx context.Context) error {
-	r, err := c.l.recordForSure(ctx, c.id)
-	if err == nil && (r == nil || r.key() != c.key()) {
-		err = fmt.Errorf("%w: the volume was deleted as soon as it was made", nfs.ErrBusy)
-	}
-	return err
 }
 
 // undo removes what the run has made after it failed for good, in reverse order.

@@ -74,7 +74,13 @@ func (s *Store) deleteVolume(ctx context.Context, id, dir string) error {
 	case d.record == nil:
 		err = s.deleteUnrecorded(ctx, l, id, dir)
 	default:
-		err = d.run(ctx)
+		if err = s.notCopied(id); err == nil {
+			err = d.run(ctx)
+		}
+	}
+	if err == nil && d.record != nil && !d.record.Source.source().IsZero() {
+		// A create that was killed when all was done may have left the copy's job.
+		err = s.dropJob(ctx, l, id)
 	}
 	s.reopenAfter(l, err)
 	return err
@@ -83,6 +89,11 @@ func (s *Store) deleteVolume(ctx context.Context, id, dir string) error {
 // deleteUnrecorded answers for a volume that has no record: it is gone already,
 // or was never made, or its delete has not come to its end.
 func (s *Store) deleteUnrecorded(ctx context.Context, l *layout, id, dir string) error {
+	if l != nil {
+		if err := s.deleteUnfinished(ctx, l, id); err != nil {
+			return err
+		}
+	}
 	if dir == "" {
 		return nil
 	}
@@ -195,14 +206,10 @@ func (d *deletion) run(ctx context.Context) (err error) {
 // slotGone returns errSlotGone when the slot was removed, and makes the next try take
 // another one.
 func (d *deletion) slotGone(ctx context.Context, own *dir) error {
-	gone := own.stat(ctx)
-	if gone == nil {
-		return nil
+	if gone := d.l.checkSlot(ctx, own); gone != nil {
+		return fmt.Errorf("%w: %v", errSlotGone, gone)
 	}
-	if errors.Is(gone, nfs.ErrStale) {
-		d.l.own.CompareAndSwap(own, nil)
-	}
-	return fmt.Errorf("%w: %v", errSlotGone, gone)
+	return nil
 }
 
 // prepare does what must be done before the decision.

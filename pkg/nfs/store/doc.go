@@ -10,11 +10,14 @@
 //	  dirs/<hash of the directory's path>  the claim of a directory: a symbolic link whose text is the volume's key, "<id>-<created>"
 //	  archive/<id>-<created>.json          the record of an archived volume
 //	  archive/<key>+<key>.json             that of the first volume, which the second takes back
+//	  snapshots/<id>/                      a snapshot that is whole: record.json, manifest.json, data/
 //	  trash/<slot>/                        what one process has deleted, and is removed in the background
 //	    <id>.<when><random>.json           the record of a deleted volume
 //	    <id>.<when><random>                its directory
 //	    <id>.<when><random>.claim          its claim, for a moment
+//	    <id>.<when><random>.tree           a snapshot, or what a copy has made: a tree without a record
 //	  work/                                records being written
+//	  work/snapshot_<id>/, work/clone_<id>/  a copy that is being made: a job (see jobDir, treeCopy)
 //
 // # Several processes, and any of them killed
 //
@@ -71,4 +74,52 @@
 // archive whose directory is not in its place is left alone, as its delete may be
 // under way. Nobody else moves a directory to that place, or rewrites the record once
 // it is there.
+//
+// # Snapshots and clones
+//
+// A snapshot and a volume with a content source begin as a job: a directory in work/
+// with a record, the lease of the process that copies, and the copy. It is made under
+// another name and renamed to its own, which succeeds only where none is, since no
+// job is ever empty. So of many that want a name one makes the job, and the rest
+// find its record, with the one time of creation. Jobs go on without their callers,
+// and after a restart.
+//
+// A snapshot is ready when its job was renamed to snapshots/<id>, all at once, after
+// the copy was made durable and compared with its manifest. To delete one, in either
+// place, is to rename it into the process' slot in the trash: that decides, and there is
+// nothing else to do, so it needs no record there (see isTree). What another process
+// still does to it is done beneath a descriptor of that very directory, so goes to the
+// trash as well and never to a later snapshot of the name; it ends when the lease is
+// next renewed.
+//
+// A clone is a job until complete.json says that its data is whole, with the inode
+// number of data/. Then a create, of whatever process, claims and makes the volume's
+// directory as for any volume, replaces it while it is empty by data/, in one rename,
+// and publishes the record. Whoever comes later knows data/ by its inode number.
+//
+// A create that comes too late may publish the record of a volume that another has
+// made of the same copy and a third deleted since: it finds the data gone, and deletes
+// the record again. Who gives up a clone with its data in place does not touch that
+// either: it publishes the record, which only one can, and deletes the volume.
+//
+// The source is not locked. A delete is refused while this process copies the volume
+// or snapshot. Another process does not know, and deletes; but the purge unlinks
+// nothing of what has its record, or its place in snapshots/, still. So when the copy
+// is made, and the source stands and is the directory that was opened, nothing of it
+// was missing; else the job fails.
+//
+// One process at a time works on a job. A process that was stopped for longer than
+// its lease (see leaseState) finds its context cancelled before the next operation. Only
+// calls that the kernel had begun may reach the server after another process took
+// over, as from behind a cut network, for each worker one. They do no harm. A new
+// name, in the copy, of a file that the other makes as well: it sees EEXIST, or looks
+// at what is there. Data, owner, mode and attributes go to files that the first
+// process has made itself, and the other replaces whatever is not complete. Times
+// are those of the source. A name removed, or moved away, is missed when the copy
+// is compared with its manifest, and made again. The last step is the same rename
+// for both.
+//
+// A job that fails for a reason that an operator has to mend, such as a full disk, is
+// given up: its copy goes to the trash, failed.json says why, and the next call for
+// it is answered with that and begins anew. What may pass by itself is tried again.
 package store

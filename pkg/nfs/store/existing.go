@@ -110,6 +110,39 @@ func (c *creation) keepClaim(ctx context.Context) error {
 	return err
 }
 
+// restore is settle for the volume of another run, whose directory was empty, with
+// what it makes removed again if the volume is deleted meanwhile.
+func (c *creation) restore(ctx context.Context) error {
+	defer c.close()
+	c.remake = true
+	if err := c.settle(ctx); err != nil {
+		return c.undo(ctx, err)
+	}
+	return nil
+}
+
+func (c *creation) stillRecorded(ctx context.Context) error {
+	r, err := c.l.recordForSure(ctx, c.id)
+	if err == nil && (r == nil || r.key() != c.key()) {
+		err = fmt.Errorf("%w: the volume was deleted as soon as it was made", nfs.ErrBusy)
+	}
+	return err
+}
+
+// checkAncestors refuses a volume inside a volume.
+func (c *creation) checkAncestors(ctx context.Context) error {
+	for p := parentOf(c.spec.Dir); p != ""; p = parentOf(p) {
+		key, _, err := c.holder(ctx, p)
+		if err != nil {
+			return err
+		}
+		if key != "" {
+			return fmt.Errorf("a volume cannot lie inside another: %w", c.taken(ctx, p, key))
+		}
+	}
+	return nil
+}
+
 // findDir fails with ENOENT when the directory is not there. It needs no right to
 // read the directory, which the mode may give to nobody.
 func (c *creation) findDir(ctx context.Context, how walkMode) error {

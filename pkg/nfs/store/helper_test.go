@@ -147,7 +147,7 @@ func tree(t testing.TB, dir string, skip func(p string) bool) []string {
 func leftovers(t testing.TB, dir string) []string {
 	t.Helper()
 	var out []string
-	for _, sub := range []string{"volumes", "changes", "dirs", "archive", "trash", "work"} {
+	for _, sub := range []string{"volumes", "changes", "dirs", "archive", "snapshots", "trash", "work"} {
 		entries, err := os.ReadDir(filepath.Join(dir, ownDir, sub))
 		if err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
@@ -250,5 +250,71 @@ func wantError(t *testing.T, err, want error, texts ...string) {
 		if !strings.Contains(err.Error(), text) {
 			t.Fatalf("%q does not say %q", err, text)
 		}
+	}
+}
+
+func whileBusy(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, nfs.ErrBusy) {
+			return err
+		}
+	}
+}
+
+// consistent checks the invariants of an export on which nothing is under way:
+// each record has its directory and its claim, each claim its record, changes are those
+// of a volume, and no volume lies in another.
+func consistent(t testing.TB, dir string) {
+	t.Helper()
+	dirs, changed := map[string]string{}, map[string]bool{}
+	names, err := filepath.Glob(filepath.Join(dir, ownDir, "volumes", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := decodeRecord(name, data)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if other := dirs[r.Dir]; other != "" {
+			t.Errorf("%q belongs to %q and %q", r.Dir, r.ID, other)
+		}
+		dirs[r.Dir], changed[volumeKey(r.ID, r.Changed)] = r.ID, true
+		if st, err := os.Lstat(filepath.Join(dir, r.Dir)); err != nil || !st.IsDir() {
+			t.Errorf("the directory of %q: %v", r.ID, err)
+		}
+		if owner, err := os.Readlink(filepath.Join(dir, ownDir, "dirs", claimName(r.Dir))); err != nil || owner != r.key() {
+			t.Errorf("the claim of %q: %q, %v", r.ID, owner, err)
+		}
+	}
+	for d, id := range dirs {
+		for p := parentOf(d); p != ""; p = parentOf(p) {
+			if dirs[p] != "" {
+				t.Errorf("%q at %q lies in %q", id, d, dirs[p])
+			}
+		}
+	}
+	changes, err := filepath.Glob(filepath.Join(dir, ownDir, "changes", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range changes {
+		// The last and the one before that.
+		entries, err := os.ReadDir(name)
+		if err != nil || len(entries) > 2 || !changed[filepath.Base(name)] {
+			t.Errorf("%s: %v, %v; of a volume: %v", name, entries, err, changed[filepath.Base(name)])
+		}
+	}
+	claims, err := filepath.Glob(filepath.Join(dir, ownDir, "dirs", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(claims) != len(dirs) {
+		t.Errorf("%d claims for %d volumes", len(claims), len(dirs))
 	}
 }

@@ -250,6 +250,10 @@ func (v *view) deleted(ctx context.Context, item *nfs.Item) error {
 	if slot == nil {
 		return fmt.Errorf("%w: %q in the trash", nfs.ErrNotFound, name)
 	}
+	if isTree(name) {
+		item.Path, item.Since, item.Problem = path.Join(slot.path, name), deletedAt(name), v.s.purge.whyFailing(name)
+		return nil
+	}
 	r, err := v.l.entryRecord(ctx, slot, &entry{name: name})
 	if errors.Is(err, nfs.ErrStale) || err == nil && r == nil { // it went meanwhile
 		return fmt.Errorf("%w: %q in the trash", nfs.ErrNotFound, name)

@@ -26,15 +26,20 @@ type job struct {
 	Create *nfs.VolumeSpec   // or
 	Delete string            // an id, or
 	Update *nfs.VolumeChange // of the volume "pvc-1", or
-	Hammer *hammerJob        // see hammer_test.go
+	Hammer *hammerJob        // see hammer_test.go, or
+	Copy   string            // the id of a copy, see copykill_test.go, or
 	// Expire waits for every archive that has a retention to be gone.
 	Expire bool
+	// Snapshot is the name of a snapshot of the volume "src" that is taken until it is
+	// ready, and DeleteSnapshot the id of one.
+	Snapshot, DeleteSnapshot string
 	// WaitPurged waits for the trash to be empty at last.
 	WaitPurged bool
 	// KillAt is the file operation of the job before which the process kills
-	// itself; 0 for none. With KillPurge those of the purge count, and no others.
-	KillAt    int
-	KillPurge bool
+	// itself; 0 for none. With KillPurge those of the purge count, and no others, and
+	// with KillAny all that the process does.
+	KillAt             int
+	KillPurge, KillAny bool
 }
 
 const jobEnv = "STORE_TEST_JOB"
@@ -60,13 +65,17 @@ func childMain() bool {
 }
 
 func (j job) run(ctx context.Context) error {
+	if j.Copy != "" {
+		return j.runCopy(ctx)
+	}
 	opts := testOptions
+	quickLease(&opts)
 	if j.Hammer != nil {
 		opts.purgeGrace = 0
 	}
 	ops := make(chan struct{}, 1<<20)
 	opts.hook = func(ctx context.Context, op, path string) error {
-		if j.KillAt == 0 || j.KillPurge == (ctx.Value(foregroundKey{}) != nil) {
+		if j.KillAt == 0 || !j.KillAny && j.KillPurge == (ctx.Value(foregroundKey{}) != nil) {
 			return nil
 		}
 		ops <- struct{}{}
@@ -87,7 +96,14 @@ func (j job) run(ctx context.Context) error {
 	ctx = context.WithValue(ctx, foregroundKey{}, true)
 	switch {
 	case j.Create != nil:
-		_, err = s.CreateVolume(ctx, *j.Create)
+		err = whileBusy(func() error {
+			_, err := s.CreateVolume(ctx, *j.Create)
+			return err
+		})
+	case j.Snapshot != "":
+		err = j.takeSnapshot(ctx, s)
+	case j.DeleteSnapshot != "":
+		err = s.DeleteSnapshot(ctx, j.DeleteSnapshot)
 	case j.Delete != "":
 		err = s.DeleteVolume(ctx, j.Delete, "")
 	case j.Update != nil:
@@ -436,62 +452,4 @@ func TestKillPurge(t *testing.T) {
 			t.Error("something is left")
 		}
 	})
-}
-
-// consistent checks the invariants of an export on which nothing is under way:
-// each record has its directory and its claim, each claim its record, changes are those
-// of a volume, and no volume lies in another.
-func consistent(t testing.TB, dir string) {
-	t.Helper()
-	dirs, changed := map[string]string{}, map[string]bool{}
-	names, err := filepath.Glob(filepath.Join(dir, ownDir, "volumes", "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range names {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r, err := decodeRecord(name, data)
-		if err != nil {
-			t.Error(err)
-			continue
-		}
-		if other := dirs[r.Dir]; other != "" {
-			t.Errorf("%q belongs to %q and %q", r.Dir, r.ID, other)
-		}
-		dirs[r.Dir], changed[volumeKey(r.ID, r.Changed)] = r.ID, true
-		if st, err := os.Lstat(filepath.Join(dir, r.Dir)); err != nil || !st.IsDir() {
-			t.Errorf("the directory of %q: %v", r.ID, err)
-		}
-		if owner, err := os.Readlink(filepath.Join(dir, ownDir, "dirs", claimName(r.Dir))); err != nil || owner != r.key() {
-			t.Errorf("the claim of %q: %q, %v", r.ID, owner, err)
-		}
-	}
-	for d, id := range dirs {
-		for p := parentOf(d); p != ""; p = parentOf(p) {
-			if dirs[p] != "" {
-				t.Errorf("%q at %q lies in %q", id, d, dirs[p])
-			}
-		}
-	}
-	changes, err := filepath.Glob(filepath.Join(dir, ownDir, "changes", "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range changes {
-		// The last and the one before that.
-		entries, err := os.ReadDir(name)
-		if err != nil || len(entries) > 2 || !changed[filepath.Base(name)] {
-			t.Errorf("%s: %v, %v; of a volume: %v", name, entries, err, changed[filepath.Base(name)])
-		}
-	}
-	claims, err := filepath.Glob(filepath.Join(dir, ownDir, "dirs", "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(claims) != len(dirs) {
-		t.Errorf("%d claims for %d volumes", len(claims), len(dirs))
-	}
 }

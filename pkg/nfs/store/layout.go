@@ -28,7 +28,7 @@ const (
 
 // layout is the store's own directories, opened.
 type layout struct {
-	volumes, changes, dirs, archive, trash, work *dir
+	volumes, changes, dirs, archive, snapshots, trash, work *dir
 
 	own atomic.Pointer[dir] // see slot
 }
@@ -95,7 +95,15 @@ func (s *Store) ensureLayout(ctx context.Context) (*layout, error) {
 	for _, d := range []struct {
 		name string
 		dir  **dir
-	}{{"work", &l.work}, {"dirs", &l.dirs}, {"archive", &l.archive}, {"trash", &l.trash}, {"changes", &l.changes}, {"volumes", &l.volumes}} {
+	}{
+		{"work", &l.work},
+		{"dirs", &l.dirs},
+		{"archive", &l.archive},
+		{snapshotsTitle, &l.snapshots},
+		{"trash", &l.trash},
+		{"changes", &l.changes},
+		{"volumes", &l.volumes},
+	} {
 		if *d.dir, err = makeDir(ctx, own, d.name); err != nil {
 			return nil, errors.Join(err, l.close())
 		}
@@ -149,7 +157,7 @@ func (s *Store) reopenAfter(l *layout, err error) {
 
 func (l *layout) close() error {
 	var errs []error
-	for _, d := range []*dir{l.volumes, l.changes, l.dirs, l.archive, l.trash, l.work, l.own.Load()} {
+	for _, d := range []*dir{l.volumes, l.changes, l.dirs, l.archive, l.snapshots, l.trash, l.work, l.own.Load()} {
 		if d != nil {
 			errs = append(errs, d.f.Close())
 		}

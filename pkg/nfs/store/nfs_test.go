@@ -88,7 +88,7 @@ func sum(c callCount) (n int) {
 
 // calls counts the operations per name that all NFS mounts of this process
 // together have sent while f ran (see /proc/self/mountstats).
-func calls(t *testing.T, f func()) (callCount, time.Duration) {
+func calls(t testing.TB, f func()) (callCount, time.Duration) {
 	t.Helper()
 	before := mountStats(t)
 	start := time.Now()
@@ -103,7 +103,7 @@ func calls(t *testing.T, f func()) (callCount, time.Duration) {
 	return after, took.Round(10 * time.Microsecond)
 }
 
-func mountStats(t *testing.T) callCount {
+func mountStats(t testing.TB) callCount {
 	t.Helper()
 	f, err := os.Open("/proc/self/mountstats")
 	if err != nil {

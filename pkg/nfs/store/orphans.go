@@ -24,7 +24,7 @@ func (s *Store) orphans(ctx context.Context, t *task) ([]nfs.Item, error) {
 	defer v.close()
 	search := &search{view: v, task: t, known: map[string]bool{}, parents: map[string]bool{}, claims: map[string]bool{}, deleting: map[string]bool{}}
 	for _, step := range []func(context.Context) error{
-		search.readTrash,
+		search.readTrash, search.copies,
 		search.volumes, search.archives, search.directories, search.leftClaims,
 		search.newVolumes,
 	} {
@@ -47,7 +47,7 @@ type search struct {
 	// known directories have a record, and parents lead to them.
 	known, parents map[string]bool
 	claims         map[string]bool // names of claims that need no more explanation
-	deleting       map[string]bool // ids of volumes in the trash
+	deleting       map[string]bool // ids of volumes in the trash, or still being copied
 }
 
 func (s *search) readTrash(ctx context.Context) error {
@@ -70,6 +70,18 @@ func (s *search) readTrash(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// copies notes the volumes that are made of a copy, whose claims come long before
+// their records.
+func (s *search) copies(ctx context.Context) error {
+	names, err := namesOf(ctx, s.l.work, "")
+	for _, name := range names {
+		if kind, id, ok := parseJobName(name); ok && kind == cloneJob {
+			s.deleting[id] = true
+		}
+	}
+	return err
 }
 
 func (s *search) know(dir string) {

@@ -31,7 +31,7 @@ func setOwner(ctx context.Context, parent *dir, base string, spec nfs.VolumeSpec
 		return err
 	}
 	want := ownership{uid: spec.UID, gid: spec.GID, mode: nfs.UnixMode(spec.Mode)}
-	if want.mode == 0 && spec.RestoreArchive != "" {
+	if want.mode == 0 && (spec.RestoreArchive != "" || !spec.Source.IsZero()) {
 		want.mode = st.mode & 0o7777
 	}
 	if chown, chmod := want.calls(st); !chown && !chmod {

@@ -50,7 +50,8 @@ type purger struct {
 	archives archives
 }
 
-// entry is a volume whose delete is decided: its record is in the store's slot.
+// entry is a volume whose delete is decided, since its record is in the store's slot;
+// or a tree there (see isTree).
 type entry struct {
 	name string
 	busy chan struct{} // full while someone works on it, who alone uses what follows
@@ -115,8 +116,10 @@ func (p *purger) stop() {
 }
 
 // begin returns a new entry for the volume, which its caller works on.
-func (p *purger) begin(id string) *entry {
-	e := &entry{name: newEntryName(id), busy: make(chan struct{}, 1)}
+func (p *purger) begin(id string) *entry { return p.beginAs(newEntryName(id)) }
+
+func (p *purger) beginAs(name string) *entry {
+	e := &entry{name: name, busy: make(chan struct{}, 1)}
 	e.busy <- struct{}{}
 	p.mu.Lock()
 	defer p.mu.Unlock()

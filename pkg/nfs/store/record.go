@@ -44,10 +44,12 @@ type record struct {
 	GID              *uint32   `json:"gid,omitempty"`
 	Claim            nfs.Claim `json:"claim,omitzero"`
 	// Restored is the archive that the volume was made from.
-	Restored restored  `json:"restored,omitzero"`
-	State    string    `json:"state"`
-	Created  time.Time `json:"created"`
-	Changed  time.Time `json:"changed"`
+	Restored restored `json:"restored,omitzero"`
+	// Source is what the volume was copied from at first.
+	Source  recordSource `json:"source,omitzero"`
+	State   string       `json:"state"`
+	Created time.Time    `json:"created"`
+	Changed time.Time    `json:"changed"`
 
 	// file is what the record was read from.
 	file info
@@ -61,6 +63,37 @@ type record struct {
 type restored struct {
 	Archive string `json:"archive,omitempty"`
 	Name    string `json:"name,omitempty"`
+}
+
+// recordSource is a volume or snapshot, here or on another export.
+type recordSource struct {
+	// Server, Share and Options are of its export; empty when that is this one.
+	Server   string   `json:"server,omitempty"`
+	Share    string   `json:"share,omitempty"`
+	Options  []string `json:"options,omitempty"`
+	Volume   string   `json:"volume,omitempty"`   // record id, or
+	Snapshot string   `json:"snapshot,omitempty"` // record id
+}
+
+func newRecordSource(s nfs.Source) recordSource {
+	return recordSource{Server: s.Export.Server, Share: s.Export.Share, Options: s.Export.Options, Volume: s.Volume, Snapshot: s.Snapshot}
+}
+
+func (s recordSource) source() nfs.Source {
+	return nfs.Source{Export: nfs.Export{Server: s.Server, Share: s.Share, Options: s.Options}, Volume: s.Volume, Snapshot: s.Snapshot}
+}
+
+func (s recordSource) String() string { return s.source().String() }
+
+// is says whether that is the source of a request.
+func (s recordSource) is(o nfs.Source) bool { return s.source().Same(o) }
+
+func (s recordSource) check() error {
+	if s.Volume != "" && s.Snapshot != "" ||
+		s.Volume != "" && nfs.CheckRecordID(s.Volume) != nil || s.Snapshot != "" && nfs.CheckRecordID(s.Snapshot) != nil {
+		return fmt.Errorf("its source is %s", s)
+	}
+	return nil
 }
 
 // archiveRecord says where the directory of a volume that was deleted with
@@ -91,6 +124,7 @@ func newRecord(opts Options, spec nfs.VolumeSpec, parentsCreated int, created ti
 		State:            stateReady,
 		Created:          created,
 		Changed:          time.Now().UTC(),
+		Source:           newRecordSource(spec.Source),
 	}
 }
 
@@ -132,6 +166,7 @@ func (r *record) volume() nfs.Volume {
 		RestoredArchive:  r.Restored.Archive,
 		RestoredName:     r.Restored.Name,
 		Created:          r.Created,
+		Source:           r.Source.source(),
 	}
 }
 
@@ -147,7 +182,7 @@ func (r *record) changed(to nfs.Volume) *record {
 // spec returns the request that the volume answers.
 func (r *record) spec() nfs.VolumeSpec {
 	v := r.volume()
-	return nfs.VolumeSpec{Name: v.Name, Dir: v.Dir, MinBytes: v.CapacityBytes, OnDelete: v.OnDelete, ArchiveRetention: v.ArchiveRetention, Mode: v.Mode, UID: v.UID, GID: v.GID, Claim: v.Claim, RestoreArchive: v.RestoredArchive}
+	return nfs.VolumeSpec{Name: v.Name, Dir: v.Dir, MinBytes: v.CapacityBytes, OnDelete: v.OnDelete, ArchiveRetention: v.ArchiveRetention, Mode: v.Mode, UID: v.UID, GID: v.GID, Claim: v.Claim, RestoreArchive: v.RestoredArchive, Source: v.Source}
 }
 
 // check refuses what no store has written.
@@ -178,6 +213,8 @@ func (r *record) check() error {
 		return fmt.Errorf("capacityBytes is %d", r.CapacityBytes)
 	case r.Restored.Archive != "" && idOf(r.Restored.Archive) == "":
 		return fmt.Errorf("restored.archive is %q", r.Restored.Archive)
+	case r.Source.check() != nil:
+		return r.Source.check()
 	case r.State != stateReady:
 		return fmt.Errorf("state is %q", r.State)
 	case r.Created.IsZero():

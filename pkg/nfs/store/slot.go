@@ -37,6 +37,16 @@ func (l *layout) slot(ctx context.Context) (*dir, error) {
 	return own, nil
 }
 
+// checkSlot fails with ErrStale when another process has removed this store's slot, as
+// it may when that is empty, and has the next call of slot make another.
+func (l *layout) checkSlot(ctx context.Context, own *dir) error {
+	err := own.stat(ctx)
+	if errors.Is(err, nfs.ErrStale) {
+		l.own.CompareAndSwap(own, nil)
+	}
+	return err
+}
+
 func (l *layout) isOwn(slot string) bool {
 	own := l.own.Load()
 	return own != nil && slot == path.Base(own.path)
@@ -81,12 +91,14 @@ func (p *purger) otherSlots(ctx context.Context, l *layout, each func(slot *dir)
 	return nil
 }
 
-// entriesOf returns the names of the entries whose records are in the slot; none
-// when it was removed.
+// entriesOf returns the names of the slot's entries: of those whose records are in
+// it, and the trees. There are none when it was removed.
 func entriesOf(ctx context.Context, slot *dir) (entries []string, err error) {
 	err = slot.list(ctx, func(names []string) error {
 		for _, n := range names {
-			if name, ok := strings.CutSuffix(n, recordSuffix); ok {
+			if isTree(n) {
+				entries = append(entries, n)
+			} else if name, ok := strings.CutSuffix(n, recordSuffix); ok {
 				if _, ok := parseEntryName(name); ok {
 					entries = append(entries, name)
 				}
@@ -100,15 +112,15 @@ func entriesOf(ctx context.Context, slot *dir) (entries []string, err error) {
 	return entries, err
 }
 
-// adopt takes an entry over from another process, which is to take its record, and
-// only one can. It fails with ENOENT when another was faster. What else there is of
+// adopt takes an entry over from another process, which is to take its record, or
+// the tree that it is, and only one can. It fails with ENOENT when another was faster. What else there is of
 // it stays where it is: nothing else has that name.
 func (p *purger) adopt(ctx context.Context, l *layout, from *dir, name string) error {
 	own, err := l.slot(ctx)
 	if err != nil {
 		return err
 	}
-	return from.rename(ctx, name+recordSuffix, own, name+recordSuffix)
+	return from.rename(ctx, decisive(name), own, decisive(name))
 }
 
 // fence makes sure that no other process can still move anything into the trash
@@ -237,7 +249,7 @@ func (p *purger) watch(ctx context.Context, l *layout, name string, o *otherSlot
 		if err != nil {
 			return nil, due, err
 		}
-		klog.FromContext(ctx).Info("The delete of a volume was begun by another process and is taken over", "entry", path.Join(slot.path, name))
+		klog.FromContext(ctx).Info("A delete was begun by another process and is taken over", "entry", path.Join(slot.path, name))
 	}
 	if err := l.trash.rmdir(ctx, name); err != nil && !isAbsent(err) && !isNotEmpty(err) {
 		return nil, due, err

@@ -39,8 +39,12 @@ type Options struct {
 	PurgeRate int
 	// Passive stores purge nothing unasked: they are to look at.
 	Passive bool
+	// CopyWait is how long CreateVolume waits for a copy before it fails with
+	// ErrBusy, while the copy goes on; 0 means 5 s.
+	CopyWait time.Duration
 
 	hook       hook
+	lease      time.Duration // 0 means defaultLease
 	purgeGrace time.Duration // 0 means defaultGrace, less than 0 none
 	noYield    bool          // the purge gives way to nothing
 }
@@ -54,6 +58,8 @@ func (o Options) Validate() error {
 		return fmt.Errorf("%w: purge concurrency %d is not within 0 and 1024", nfs.ErrInvalid, o.PurgeConcurrency)
 	case o.PurgeRate < 0:
 		return fmt.Errorf("%w: purge rate %d is negative", nfs.ErrInvalid, o.PurgeRate)
+	case o.CopyWait < 0:
+		return fmt.Errorf("%w: the wait for copies, %s, is negative", nfs.ErrInvalid, o.CopyWait)
 	}
 	return nil
 }
@@ -71,7 +77,7 @@ type Backlog struct {
 	// Failing is how many of them could not be removed so far and are tried
 	// again from time to time.
 	Failing int
-	// Settled is set when the trash has been read and nothing in it waits.
+	// Settled is set when the trash and the jobs have been read and nothing waits.
 	Settled bool
 	// Oldest is when the first of the entries was deleted; zero without any.
 	Oldest time.Time
@@ -86,6 +92,13 @@ type Backlog struct {
 	Archives        int
 	ArchivesExpired uint64
 	NextExpiry      time.Time
+	// Jobs is how many snapshots and clones are being copied, or wait for it, here.
+	Jobs int
+	// JobsFailed counts those that were given up since the store opened.
+	JobsFailed uint64
+	// CopiedFiles and CopiedBytes count what was copied since the store opened; names
+	// of one file count each.
+	CopiedFiles, CopiedBytes int64
 }
 
 // Store is the volumes of one export. All its methods may be called at once.
@@ -93,6 +106,7 @@ type Store struct {
 	opts    Options
 	root    *dir
 	purge   *purger
+	jobs    *jobs
 	skipped atomic.Uint64
 	active  activity
 	tasks   tasks
@@ -101,11 +115,11 @@ type Store struct {
 	opened *layout // nil until there is one on the export
 }
 
-// Open returns the store on the directory that root is, and begins to purge its
-// trash in the background. The root remains the caller's, to be closed after the
-// store. Nothing is written before the first volume is created. Errors:
-// ErrInvalid, ErrForeign when something else has the name of the store's own
-// directory, and those of the file system.
+// Open returns the store on the directory that root is. In the background it begins to
+// purge the trash, and to continue the copies that no process works on. The root
+// remains the caller's, to be closed after the store. Nothing is written before the
+// first volume is created. Errors: ErrInvalid, ErrForeign when something else has the
+// name of the store's own directory, and those of the file system.
 func Open(ctx context.Context, root *os.Root, opts Options) (*Store, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
@@ -122,12 +136,16 @@ func Open(ctx context.Context, root *os.Root, opts Options) (*Store, error) {
 		return nil, errors.Join(err, s.closeDirs())
 	}
 	startPurger(ctx, s)
+	s.jobs = newJobs(ctx, s)
+	s.jobs.group.Go(s.jobs.watch)
 	return s, nil
 }
 
-// Close ends the purge, which a later store resumes, and releases the export.
+// Close ends the purge and the copies, which a later store resumes, and releases
+// the export.
 func (s *Store) Close() error {
 	s.tasks.stop()
+	s.jobs.stop()
 	s.purge.stop()
 	if l := s.current(); l != nil && s.purge.backlog().Settled {
 		if own := l.own.Load(); own != nil {
@@ -156,6 +174,7 @@ func (s *Store) Features() Features { return Features{} }
 func (s *Store) Backlog() Backlog {
 	b := s.purge.backlog()
 	b.SkippedRecords = s.skipped.Load()
+	s.jobs.backlog(&b)
 	return b
 }
 

@@ -28,7 +28,7 @@ func newEntryName(id string) string {
 	return fmt.Sprintf("%s.%08x%s", id, uint32(time.Now().Unix()), randomName())
 }
 
-// parseEntryName returns the id of the volume that was deleted.
+// parseEntryName returns the id of the volume that was deleted; none for a tree.
 func parseEntryName(name string) (id string, ok bool) {
 	i := strings.LastIndexByte(name, '.')
 	if i < 0 || len(name)-i-1 != timeDigits+2*randomBytes || deletedAt(name).IsZero() || !isRandomName(name[i+1+timeDigits:]) {
@@ -40,6 +40,7 @@ func parseEntryName(name string) (id string, ok bool) {
 // deletedAt returns when the delete was that has the entry's name, by the clock of
 // the process that made it.
 func deletedAt(name string) time.Time {
+	name = strings.TrimSuffix(name, treeSuffix)
 	digits := name[strings.LastIndexByte(name, '.')+1:]
 	seconds, err := strconv.ParseUint(digits[:min(len(digits), timeDigits)], 16, 32)
 	if err != nil {
@@ -121,7 +122,7 @@ func (p *purger) complete(ctx context.Context, l *layout, name string) error {
 }
 
 func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
-	if e.completed.Load() {
+	if e.completed.Load() || isTree(e.name) {
 		return nil
 	}
 	own, err := l.slot(ctx)
@@ -376,6 +377,9 @@ func (p *purger) take(ctx context.Context, l *layout, e *entry) error {
 	own, err := l.slot(ctx)
 	if err != nil {
 		return err
+	}
+	if isTree(e.name) {
+		return p.remove(ctx, own, e.name, nil, 0)
 	}
 	switch e.place {
 	case inSlot:
