@@ -29,6 +29,10 @@ func (c *controller) ControllerGetCapabilities(context.Context, *csi.ControllerG
 		csi.ControllerServiceCapability_RPC_GET_CAPACITY,
 		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 		csi.ControllerServiceCapability_RPC_MODIFY_VOLUME,
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
+		csi.ControllerServiceCapability_RPC_GET_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
 	} {
 		resp.Capabilities = append(resp.Capabilities, &csi.ControllerServiceCapability{
 			Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}},
@@ -37,7 +41,9 @@ func (c *controller) ControllerGetCapabilities(context.Context, *csi.ControllerG
 	return resp, nil
 }
 
-// CreateVolume makes a directory on the export that the parameters name.
+// CreateVolume makes a directory on the export that the parameters name, empty or
+// with a copy of the content source. To make a copy may take longer than the call:
+// that fails with ABORTED then, and the next goes on with the copy.
 func (c *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
 	export, spec, err := createSpec(req)
 	if err != nil {
@@ -51,7 +57,9 @@ func (c *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 	if err != nil {
 		return nil, fmt.Errorf("create volume %q on %s: %w", spec.Name, export, err)
 	}
-	return &csi.CreateVolumeResponse{Volume: csiVolume(export, volume)}, nil
+	v := csiVolume(export, volume)
+	v.ContentSource = req.GetVolumeContentSource()
+	return &csi.CreateVolumeResponse{Volume: v}, nil
 }
 
 // createSpec checks the request and returns where and what the volume is to be.
@@ -64,8 +72,9 @@ func createSpec(req *csi.CreateVolumeRequest) (nfs.Export, nfs.VolumeSpec, error
 	if err != nil {
 		return fail(err)
 	}
-	if req.GetVolumeContentSource() != nil {
-		return fail(invalidf("volumes from snapshots or other volumes are not supported"))
+	source, err := parseContentSource(req.GetVolumeContentSource())
+	if err != nil {
+		return fail(err)
 	}
 	change, err := parseMutableParameters(req.GetMutableParameters())
 	if err != nil {
@@ -79,13 +88,17 @@ func createSpec(req *csi.CreateVolumeRequest) (nfs.Export, nfs.VolumeSpec, error
 	if err != nil {
 		return fail(err)
 	}
-	spec, err := params.change(change).spec(req.GetName())
+	params = params.change(change)
+	spec, err := params.spec(req.GetName())
 	if err != nil {
 		return fail(err)
 	}
 	spec.MinBytes, spec.MaxBytes, err = capacityBounds(req.GetCapacityRange())
 	if err != nil {
 		return fail(err)
+	}
+	if spec.Source = relativeTo(export, source); !source.IsZero() && !params.modeGiven {
+		spec.Mode = 0 // that of the source
 	}
 	return export, spec, nil
 }
@@ -226,6 +239,7 @@ func csiVolume(export nfs.Export, v nfs.Volume) *csi.Volume {
 		VolumeId:      nfs.Handle{Export: export, ID: v.ID}.String(),
 		CapacityBytes: v.CapacityBytes,
 		VolumeContext: volumeContext(export, v.Dir),
+		ContentSource: contentSource(export, v.Source),
 	}
 }
 

@@ -120,9 +120,12 @@ func TestCreateVolumeRefuses(t *testing.T) {
 		}), invalid, "volume_mount_group"},
 		{"flags differ", caps(mountCapability(multiWriter, "soft"), mountCapability(multiWriter)), invalid, "mount options of the volume capabilities differ"},
 		{"bad flag", caps(mountCapability(multiWriter, "a b")), invalid, "mount option"},
-		{"source", func(r *csi.CreateVolumeRequest) {
-			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: testHandle}}}
-		}, invalid, "not supported"},
+		{"empty source", fromSource(&csi.VolumeContentSource{}), invalid, "neither a snapshot nor a volume"},
+		{"source without a volume", fromSource(volumeSource("")), invalid, "volume_id is missing"},
+		{"source without a snapshot", fromSource(snapshotSource("")), invalid, "snapshot_id is missing"},
+		{"source volume of nobody", fromSource(volumeSource("no-handle")), codes.NotFound, `"no-handle"`},
+		{"source snapshot of nobody", fromSource(snapshotSource(testHandle)), codes.NotFound, testHandle},
+		{"source of the other driver", fromSource(volumeSource("10.0.0.1#data#a")), invalid, "csi-driver-nfs"},
 		{"mutable parameters", func(r *csi.CreateVolumeRequest) { r.MutableParameters = map[string]string{"subDir": "b"} }, invalid, "VolumeAttributesClass"},
 		{"no server", func(r *csi.CreateVolumeRequest) { delete(r.Parameters, "server") }, invalid, `"server" is missing`},
 		{"no share", func(r *csi.CreateVolumeRequest) { delete(r.Parameters, "share") }, invalid, `"share" is missing`},
@@ -183,9 +186,9 @@ func TestRestoreArchive(t *testing.T) {
 
 func TestModes(t *testing.T) {
 	for in, want := range map[string]uint32{"": 0o755, "0": 0o755, "00": 0o755, "700": 0o700, "0777": 0o777, "7777": 0o7777} {
-		m, err := parseMode(in)
-		if err != nil || nfs.UnixMode(m) != want {
-			t.Errorf("parseMode(%q) = %#o, %v, want %#o", in, nfs.UnixMode(m), err, want)
+		m, given, err := parseMode(in)
+		if err != nil || nfs.UnixMode(m) != want || given != (strings.Trim(in, "0") != "") {
+			t.Errorf("parseMode(%q) = %#o, %v, %v, want %#o", in, nfs.UnixMode(m), given, err, want)
 		}
 	}
 }
@@ -467,6 +470,7 @@ func TestCapabilitiesAndIdentity(t *testing.T) {
 		"controller CREATE_DELETE_VOLUME", "controller LIST_VOLUMES", "controller GET_VOLUME",
 		"controller SINGLE_NODE_MULTI_WRITER", "controller GET_CAPACITY",
 		"controller EXPAND_VOLUME", "controller MODIFY_VOLUME",
+		"controller CREATE_DELETE_SNAPSHOT", "controller LIST_SNAPSHOTS", "controller GET_SNAPSHOT", "controller CLONE_VOLUME",
 		"node STAGE_UNSTAGE_VOLUME", "node GET_VOLUME_STATS", "node SINGLE_NODE_MULTI_WRITER",
 		"plugin CONTROLLER_SERVICE", "plugin expansion ONLINE",
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
-// inFlight knows which volumes have an operation running, so that a second one
+// inFlight knows which volumes and snapshots have an operation running, so that a second one
 // is answered with nfs.ErrBusy instead of waiting behind the first.
 type inFlight struct {
 	mu sync.Mutex
@@ -88,6 +88,12 @@ func claimsOf(req any) []claim {
 		return ofHandle(r)
 	case *csi.ControllerModifyVolumeRequest:
 		return ofHandle(r)
+	case *csi.CreateSnapshotRequest:
+		return exclusive("snapshot " + nfs.RecordID(r.GetName()))
+	case *csi.DeleteSnapshotRequest:
+		if h, err := nfs.ParseSnapshotHandle(r.GetSnapshotId()); err == nil {
+			return exclusive("snapshot " + h.ID)
+		}
 	case *csi.NodeStageVolumeRequest:
 		return exclusive("volume " + r.GetVolumeId())
 	case *csi.NodeUnstageVolumeRequest:

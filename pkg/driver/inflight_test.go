@@ -37,6 +37,16 @@ func TestInFlight(t *testing.T) {
 		_, err := c.ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: testHandle})
 		return err
 	}
+	snapshot := func(name string) call {
+		return func(ctx context.Context, c *client) error {
+			_, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: name, SourceVolumeId: testHandle})
+			return err
+		}
+	}
+	removeSnapshot := func(ctx context.Context, c *client) error {
+		_, err := c.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: testSnapshotHandle})
+		return err
+	}
 	for _, tt := range []struct {
 		name          string
 		first, second call
@@ -49,6 +59,10 @@ func TestInFlight(t *testing.T) {
 		{"delete of another", remove(testHandle), remove("v1:10.0.0.1:/data::pvc-2"), false},
 		{"expanding what is being deleted", remove(testHandle), expand, true},
 		{"modifying what is being expanded", expand, modify, true},
+		{"the same snapshot", snapshot("snap-1"), snapshot("snap-1"), true},
+		{"another snapshot", snapshot("snap-1"), snapshot("snap-2"), false},
+		{"delete of what is being snapshotted", snapshot("snap-1"), removeSnapshot, true},
+		{"a volume with the name of a snapshot", snapshot("snap-1"), create("snap-1"), false},
 		{"reading", create("pvc-1"), get, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -66,6 +80,9 @@ func TestInFlight(t *testing.T) {
 				delete: func(context.Context, string, string) error { hang(); return nil },
 				update: func(context.Context, string, nfs.VolumeChange) (nfs.Volume, error) { hang(); return nfs.Volume{}, nil },
 				get:    func(context.Context, string) (nfs.Volume, error) { return nfs.Volume{}, nil },
+
+				createSnapshot: func(context.Context, string, string) (nfs.Snapshot, error) { hang(); return nfs.Snapshot{}, nil },
+				deleteSnapshot: func(context.Context, string) error { hang(); return nil },
 			})})
 			ended := make(chan error, 1)
 			go func() { ended <- tt.first(t.Context(), c) }()
@@ -76,7 +93,7 @@ func TestInFlight(t *testing.T) {
 				t.Errorf("the first call: %v", firstErr)
 			}
 			if tt.busy {
-				wantStatus(t, err, codes.Aborted, "pvc-1", "runs now")
+				wantStatus(t, err, codes.Aborted, "-1 runs now")
 				err = tt.second(t.Context(), c)
 			}
 			if err != nil {

@@ -62,6 +62,12 @@ func callFields(req any, method string) []any {
 	if export != "" {
 		fields = append(fields, "export", export)
 	}
+	switch r := req.(type) {
+	case *csi.CreateSnapshotRequest:
+		fields = append(fields, "snapshot", r.GetName())
+	case interface{ GetSnapshotId() string }:
+		fields = append(fields, "snapshot", r.GetSnapshotId())
+	}
 	if r, ok := req.(interface{ GetTargetPath() string }); ok && r.GetTargetPath() != "" {
 		fields = append(fields, "targetPath", r.GetTargetPath())
 	}
@@ -85,11 +91,19 @@ func subject(req any) (volume, export string) {
 		}
 		return r.GetName(), export
 	}
-	r, ok := req.(interface{ GetVolumeId() string })
-	if !ok {
+	switch r := req.(type) {
+	case interface{ GetVolumeId() string }:
+		volume = r.GetVolumeId()
+	case interface{ GetSourceVolumeId() string }:
+		volume = r.GetSourceVolumeId()
+	case interface{ GetSnapshotId() string }:
+		if h, err := nfs.ParseSnapshotHandle(r.GetSnapshotId()); err == nil {
+			export = h.Export.String()
+		}
+		return "", export
+	default:
 		return "", ""
 	}
-	volume = r.GetVolumeId()
 	if c, ok := req.(interface{ GetVolumeContext() map[string]string }); ok {
 		if l, err := locateVolume(volume, c.GetVolumeContext(), nil); err == nil {
 			return volume, l.export.String()

@@ -24,7 +24,9 @@ type Stores interface {
 type Store interface {
 	// CreateVolume makes the volume, or returns the existing one when it answers
 	// the same request. Errors: ErrConflict, ErrForeign, ErrFull, ErrPermission,
-	// ErrUnavailable.
+	// ErrUnavailable. One with a source fails with ErrBusy, and says how far it is,
+	// while that is copied in the background; ErrNotFound when there is no such
+	// source, ErrOutOfRange when the capacity is too small for it.
 	CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volume, error)
 	// GetVolume returns the volume with that record id, or ErrNotFound.
 	GetVolume(ctx context.Context, id string) (nfs.Volume, error)
@@ -36,8 +38,22 @@ type Store interface {
 	UpdateVolume(ctx context.Context, id string, change nfs.VolumeChange) (nfs.Volume, error)
 	// DeleteVolume disposes of the volume as its record says. Without a record
 	// it succeeds, unless dir is given and exists: that is ErrForeign, since
-	// nothing says that the directory is ours.
+	// nothing says that the directory is ours. ErrBusy while it is being copied.
 	DeleteVolume(ctx context.Context, id, dir string) error
+	// CreateSnapshot begins to copy the volume in the background, or returns the
+	// existing snapshot of that name. Errors: ErrNotFound for the volume, ErrConflict
+	// when the snapshot is of another volume, and whatever a copy that was given up
+	// has failed with, which is begun anew then.
+	CreateSnapshot(ctx context.Context, name, volumeID string) (nfs.Snapshot, error)
+	// GetSnapshot returns the snapshot with that record id, or ErrNotFound.
+	GetSnapshot(ctx context.Context, id string) (nfs.Snapshot, error)
+	// ListSnapshots returns up to limit snapshots (0: all) with ids after the given
+	// one, in the order of their ids, and only those of the volume unless that is
+	// empty. More may follow when it returned limit.
+	ListSnapshots(ctx context.Context, volumeID, after string, limit int) ([]nfs.Snapshot, error)
+	// DeleteSnapshot removes the snapshot, and succeeds when there is none. ErrBusy
+	// while a volume is made of it.
+	DeleteSnapshot(ctx context.Context, id string) error
 	// Usage returns the space of the export's file system.
 	Usage(ctx context.Context) (nfs.Usage, error)
 }

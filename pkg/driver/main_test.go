@@ -53,6 +53,11 @@ type fakeStore struct {
 	update func(context.Context, string, nfs.VolumeChange) (nfs.Volume, error)
 	delete func(context.Context, string, string) error
 	usage  func(context.Context) (nfs.Usage, error)
+
+	createSnapshot func(ctx context.Context, name, volumeID string) (nfs.Snapshot, error)
+	getSnapshot    func(context.Context, string) (nfs.Snapshot, error)
+	listSnapshots  func(ctx context.Context, volumeID, after string, limit int) ([]nfs.Snapshot, error)
+	deleteSnapshot func(context.Context, string) error
 }
 
 func (f *fakeStore) CreateVolume(ctx context.Context, s nfs.VolumeSpec) (nfs.Volume, error) {
@@ -69,6 +74,18 @@ func (f *fakeStore) UpdateVolume(ctx context.Context, id string, c nfs.VolumeCha
 }
 func (f *fakeStore) DeleteVolume(ctx context.Context, id, dir string) error {
 	return f.delete(ctx, id, dir)
+}
+func (f *fakeStore) CreateSnapshot(ctx context.Context, name, volumeID string) (nfs.Snapshot, error) {
+	return f.createSnapshot(ctx, name, volumeID)
+}
+func (f *fakeStore) GetSnapshot(ctx context.Context, id string) (nfs.Snapshot, error) {
+	return f.getSnapshot(ctx, id)
+}
+func (f *fakeStore) ListSnapshots(ctx context.Context, volumeID, after string, limit int) ([]nfs.Snapshot, error) {
+	return f.listSnapshots(ctx, volumeID, after, limit)
+}
+func (f *fakeStore) DeleteSnapshot(ctx context.Context, id string) error {
+	return f.deleteSnapshot(ctx, id)
 }
 func (f *fakeStore) Usage(ctx context.Context) (nfs.Usage, error) { return f.usage(ctx) }
 
@@ -245,4 +262,7 @@ func createRequest(edit ...func(*csi.CreateVolumeRequest)) *csi.CreateVolumeRequ
 	return r
 }
 
-const testHandle = "v1:10.0.0.1:/data::pvc-1"
+const (
+	testHandle         = "v1:10.0.0.1:/data::pvc-1"
+	testSnapshotHandle = "s1:10.0.0.1:/data::snap-1"
+)

@@ -45,7 +45,7 @@ type parameters struct {
 	retention     time.Duration // of the archive; 0 means for ever
 	restore       string        // the archive to take back
 	mode          fs.FileMode
-	modeGiven     bool
+	modeGiven     bool // and not the default that comes without
 	uid, gid      *uint32
 	values        nfs.SubDirValues
 }
@@ -77,8 +77,7 @@ func parseParameters(raw map[string]string) (parameters, error) {
 		case strings.ToLower(paramRestoreArchive):
 			p.restore = value
 		case strings.ToLower(paramMountPermissions):
-			p.mode, err = parseMode(value)
-			p.modeGiven = err == nil && strings.Trim(value, "0") != ""
+			p.mode, p.modeGiven, err = parseMode(value)
 		case paramUID:
 			p.uid, err = parseID(paramUID, value)
 		case paramGID:
@@ -149,7 +148,7 @@ func (p parameters) change(c nfs.VolumeChange) parameters {
 		p.retention = *c.ArchiveRetention
 	}
 	if c.Mode != nil {
-		p.mode = *c.Mode
+		p.mode, p.modeGiven = *c.Mode, true
 	}
 	if c.UID != nil {
 		p.uid = c.UID
@@ -249,18 +248,18 @@ func foldKeys(raw map[string]string) (map[string]string, error) {
 
 // parseMode reads octal permissions; "" and "0" mean the default, as they do
 // for users of csi-driver-nfs.
-func parseMode(s string) (fs.FileMode, error) {
+func parseMode(s string) (mode fs.FileMode, given bool, err error) {
 	if s == "" {
-		return nfs.DefaultMode, nil
+		return nfs.DefaultMode, false, nil
 	}
 	n, err := strconv.ParseUint(s, 8, 32)
 	if err != nil || n > 0o7777 {
-		return 0, invalidf("%s %q is not an octal mode between 0 and 7777", paramMountPermissions, s)
+		return 0, false, invalidf("%s %q is not an octal mode between 0 and 7777", paramMountPermissions, s)
 	}
 	if n == 0 {
-		return nfs.DefaultMode, nil
+		return nfs.DefaultMode, false, nil
 	}
-	return nfs.FileMode(uint32(n)), nil
+	return nfs.FileMode(uint32(n)), true, nil
 }
 
 // parseID reads a numeric user or group id. The highest number is (uid_t)-1,

@@ -152,4 +152,8 @@ func TestSanity(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("volumes left after the run: %v, %v", left, err)
 	}
+	snapshots, err := s.ListSnapshots(ctx, "", "", 0)
+	if err != nil || len(snapshots) > 0 {
+		t.Errorf("snapshots left after the run: %v, %v", snapshots, err)
+	}
 }

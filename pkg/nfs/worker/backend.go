@@ -31,6 +31,8 @@ type StoreConfig struct {
 	PurgeConcurrency int
 	// PurgeRate is how many are unlinked per second at most; 0 means no limit.
 	PurgeRate int
+	// CopyWait is how long a create waits for a copy before it fails with ErrBusy.
+	CopyWait time.Duration
 }
 
 // Backend is the store of one export, as the worker process has it. The methods
@@ -42,6 +44,10 @@ type Backend interface {
 	ListArchives(ctx context.Context, after string, limit int) ([]nfs.ArchivedVolume, error)
 	UpdateVolume(ctx context.Context, id string, change nfs.VolumeChange) (nfs.Volume, error)
 	DeleteVolume(ctx context.Context, id, dir string) error
+	CreateSnapshot(ctx context.Context, name, volumeID string) (nfs.Snapshot, error)
+	GetSnapshot(ctx context.Context, id string) (nfs.Snapshot, error)
+	ListSnapshots(ctx context.Context, volumeID, after string, limit int) ([]nfs.Snapshot, error)
+	DeleteSnapshot(ctx context.Context, id string) error
 	Usage(ctx context.Context) (nfs.Usage, error)
 	// Status answers from memory.
 	Status() Status
@@ -54,8 +60,8 @@ type Status struct {
 	// TrashBacklog is the number of deleted volumes that wait to be unlinked,
 	// and TrashFailing how many of them could not be so far.
 	TrashBacklog, TrashFailing int64
-	// TrashSettled is set when the store has read its trash and nothing in it
-	// is left to do.
+	// TrashSettled is set when the store has read its trash and looked for unfinished
+	// copies, and nothing is left to do.
 	TrashSettled bool
 	// TrashOldest is when the first of the backlog was deleted; zero without any.
 	TrashOldest time.Time
@@ -68,13 +74,18 @@ type Status struct {
 	// will; zero for never.
 	Archives, ArchivesExpired int64
 	NextExpiry                time.Time
+	// Copies is the number of snapshots and clones being copied, or waiting for it.
+	Copies int64
+	// CopiesFailed, CopiedFiles and CopiedBytes count since the store was opened: the
+	// copies given up, and what has been copied.
+	CopiesFailed, CopiedFiles, CopiedBytes int64
 	// Quota is set where a volume cannot grow beyond its capacity.
 	Quota bool
 }
 
 // workWaits reports whether the worker has something to do without a caller, or
 // does not know yet.
-func (s Status) workWaits() bool { return s.TrashBacklog > 0 || !s.TrashSettled }
+func (s Status) workWaits() bool { return s.TrashBacklog > 0 || s.Copies > 0 || !s.TrashSettled }
 
 // Mounter is the part of driver.Mounter that may wait for a server.
 type Mounter interface {
@@ -112,6 +123,7 @@ func (s *storeServer) Open(ctx context.Context, req *workerpb.OpenRequest) (*wor
 		InstanceID:       req.GetInstanceId(),
 		PurgeConcurrency: int(req.GetPurgeConcurrency()),
 		PurgeRate:        int(req.GetPurgeRate()),
+		CopyWait:         time.Duration(req.GetCopyWaitNano()),
 	})
 	if err != nil {
 		return nil, err
@@ -261,6 +273,10 @@ func statusToPB(s Status) *workerpb.StatusResponse {
 		Quota:              s.Quota,
 
 		TrashOldestUnixNano: timeToPB(s.TrashOldest),
+		Copies:              s.Copies,
+		CopiesFailed:        s.CopiesFailed,
+		CopiedFiles:         s.CopiedFiles,
+		CopiedBytes:         s.CopiedBytes,
 	}
 }
 
@@ -279,6 +295,10 @@ func statusFromPB(s *workerpb.StatusResponse) Status {
 		NextExpiry:      timeFromPB(s.NextExpiryUnixNano),
 		Quota:           s.GetQuota(),
 
-		TrashOldest: timeFromPB(s.TrashOldestUnixNano),
+		TrashOldest:  timeFromPB(s.TrashOldestUnixNano),
+		Copies:       s.GetCopies(),
+		CopiesFailed: s.GetCopiesFailed(),
+		CopiedFiles:  s.GetCopiedFiles(),
+		CopiedBytes:  s.GetCopiedBytes(),
 	}
 }

@@ -28,6 +28,7 @@ func specToPB(s nfs.VolumeSpec) *workerpb.CreateVolumeRequest {
 		Gid:              s.GID,
 		Claim:            claimToPB(s.Claim),
 		RestoreArchive:   s.RestoreArchive,
+		Source:           sourceToPB(s.Source),
 	}
 }
 
@@ -44,6 +45,7 @@ func specFromPB(s *workerpb.CreateVolumeRequest) nfs.VolumeSpec {
 		GID:              s.Gid,
 		Claim:            claimFromPB(s.GetClaim()),
 		RestoreArchive:   s.GetRestoreArchive(),
+		Source:           sourceFromPB(s.GetSource()),
 	}
 }
 
@@ -89,6 +91,7 @@ func volumeToPB(v nfs.Volume) *workerpb.Volume {
 		Claim:            claimToPB(v.Claim),
 		RestoredArchive:  v.RestoredArchive,
 		RestoredName:     v.RestoredName,
+		Source:           sourceToPB(v.Source),
 	}
 	pb.CreatedUnixNano = timeToPB(v.Created)
 	return pb
@@ -109,6 +112,7 @@ func volumeFromPB(v *workerpb.Volume) nfs.Volume {
 		RestoredArchive:  v.GetRestoredArchive(),
 		RestoredName:     v.GetRestoredName(),
 		Created:          timeFromPB(v.CreatedUnixNano),
+		Source:           sourceFromPB(v.GetSource()),
 	}
 }
 

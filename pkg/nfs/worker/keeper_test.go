@@ -353,15 +353,18 @@ func TestIdleWorkerIsStopped(t *testing.T) {
 		defer pool.mu.Unlock()
 		return strings.Repeat("worker ", len(pool.processes))
 	}
-	// With work in the trash it stays, however long nobody calls.
-	deadline := time.After(5 * options.IdleTimeout)
-	for waiting := true; waiting; {
-		select {
-		case <-deadline:
-			waiting = false
-		case <-time.After(10 * time.Millisecond):
-			if state() == "" {
-				t.Fatal("the worker was stopped although its trash is not empty")
+	// With something in the trash, or to copy, it stays however long nobody calls.
+	for _, status := range []string{"2 10", "0 11 0 1"} {
+		writeFile(t, filepath.Join(e.Share, "status"), status)
+		deadline := time.After(5 * options.IdleTimeout)
+		for waiting := true; waiting; {
+			select {
+			case <-deadline:
+				waiting = false
+			case <-time.After(10 * time.Millisecond):
+				if state() == "" {
+					t.Fatalf("the worker was stopped although there was work: %s", status)
+				}
 			}
 		}
 	}

@@ -74,7 +74,7 @@ func (k *keeper) openAndLook() {
 	defer ticker.Stop()
 	for {
 		status, err := k.readStatus()
-		if err != nil || status.TrashBacklog > 0 || status.TrashSettled {
+		if err != nil || status.TrashBacklog > 0 || status.Copies > 0 || status.TrashSettled {
 			return
 		}
 		select {

@@ -211,7 +211,7 @@ func openFake(ctx context.Context, c StoreConfig) (Backend, error) {
 
 func (s fakeStore) CreateVolume(_ context.Context, spec nfs.VolumeSpec) (nfs.Volume, error) {
 	return nfs.Volume{ID: "x", Name: spec.Name, Dir: spec.Dir, CapacityBytes: spec.MinBytes, OnDelete: spec.OnDelete,
-		Mode: spec.Mode, UID: spec.UID, GID: spec.GID, Claim: spec.Claim, Created: time.Unix(1, 2).UTC()}, nil
+		Mode: spec.Mode, UID: spec.UID, GID: spec.GID, Claim: spec.Claim, Source: spec.Source, Created: time.Unix(1, 2).UTC()}, nil
 }
 
 // GetVolume returns the worker's pid as the name, after it has waited on the
@@ -283,6 +283,29 @@ func (fakeStore) DeleteVolume(_ context.Context, id, dir string) error {
 	return fmt.Errorf("%w: %s at %s", nfs.ErrForeign, id, dir)
 }
 
+// CreateSnapshot answers one that is of the volume and, if that has a longer name, ready.
+func (fakeStore) CreateSnapshot(_ context.Context, name, volumeID string) (nfs.Snapshot, error) {
+	return nfs.Snapshot{ID: nfs.RecordID(name), Name: name, Volume: volumeID, Created: time.Unix(3, 4).UTC(), SizeBytes: 1 << 40, Ready: len(volumeID) > len(name)}, nil
+}
+
+func (fakeStore) GetSnapshot(_ context.Context, id string) (nfs.Snapshot, error) {
+	return nfs.Snapshot{}, fmt.Errorf("%w: %s", nfs.ErrNotFound, id)
+}
+
+func (fakeStore) ListSnapshots(_ context.Context, volumeID, after string, limit int) ([]nfs.Snapshot, error) {
+	var snapshots []nfs.Snapshot
+	for i := range fakeVolumes {
+		if id := fmt.Sprintf("s%05d", i); id > after && len(snapshots) < limit {
+			snapshots = append(snapshots, nfs.Snapshot{ID: id, Volume: volumeID, Created: time.Unix(3, 4).UTC()})
+		}
+	}
+	return snapshots, nil
+}
+
+func (fakeStore) DeleteSnapshot(_ context.Context, id string) error {
+	return fmt.Errorf("%w: %s", nfs.ErrBusy, id)
+}
+
 func (fakeStore) Usage(context.Context) (nfs.Usage, error) {
 	return nfs.Usage{TotalBytes: 1, AvailableBytes: 2, UsedBytes: 3, TotalInodes: 4, AvailableInodes: 5, UsedInodes: 6}, nil
 }
@@ -292,11 +315,12 @@ func (s fakeStore) Status() Status {
 	status := Status{TrashSettled: true}
 	if text, err := os.ReadFile(filepath.Join(s.dir, "status")); err == nil {
 		var expiry int64
-		_, _ = fmt.Sscan(string(text), &status.TrashBacklog, &status.Purged, &expiry)
+		_, _ = fmt.Sscan(string(text), &status.TrashBacklog, &status.Purged, &expiry, &status.Copies, &status.CopiesFailed, &status.CopiedFiles, &status.CopiedBytes)
 		if expiry > 0 {
 			status.NextExpiry = time.Unix(0, expiry)
 		}
-		status.TrashSettled = status.TrashBacklog == 0
+		status.TrashSettled = status.TrashBacklog == 0 && status.Copies == 0
+		status.TrashSettled = status.TrashBacklog == 0 && status.Copies == 0
 	}
 	return status
 }

@@ -9,8 +9,9 @@ import (
 // counters are what a keeper counts for its metrics.
 type counters struct {
 	starts, kills, crashes int64
-	// purged and skipped sum up the former workers.
-	purged, skipped, expired int64
+	// The rest sums up the former workers.
+	purged, skipped, expired               int64
+	copiesFailed, copiedFiles, copiedBytes int64
 	// status is the last that was heard, of a worker that may have ended.
 	status Status
 }
@@ -20,6 +21,9 @@ func (c *counters) begin(s Status) {
 	c.purged += c.status.Purged
 	c.skipped += c.status.SkippedRecords
 	c.expired += c.status.ArchivesExpired
+	c.copiesFailed += c.status.CopiesFailed
+	c.copiedFiles += c.status.CopiedFiles
+	c.copiedBytes += c.status.CopiedBytes
 	c.status = s
 }
 
@@ -34,7 +38,8 @@ func ageSeconds(t time.Time) float64 {
 type descriptions struct {
 	running, starts, kills, crashes, breaker, backlog, failing, purged, skipped, archives, expired *prometheus.Desc
 
-	oldest *prometheus.Desc
+	oldest                                         *prometheus.Desc
+	copies, copiesFailed, copiedFiles, copiedBytes *prometheus.Desc
 }
 
 // describe makes the descriptions for a kind of pool. The label "export" of
@@ -59,7 +64,11 @@ func describe(kind string) descriptions {
 		archives: store("archives", "Archived volumes on the export, as last seen."),
 		expired:  store("archives_expired_total", "Archived volumes that went to the trash when their retention had ended."),
 
-		oldest: store("trash_oldest_age_seconds", "How long ago the first of the backlog was deleted; 0 without any."),
+		oldest:       store("trash_oldest_age_seconds", "How long ago the first of the backlog was deleted; 0 without any."),
+		copies:       store("copies", "Snapshots and clones that are being copied on the export, or wait for it, as last seen."),
+		copiesFailed: store("copies_failed_total", "Snapshots and clones given up until they are asked for again, such as on a full disk."),
+		copiedFiles:  store("copied_files_total", "Files copied for snapshots and clones."),
+		copiedBytes:  store("copied_bytes_total", "Bytes of the files copied for snapshots and clones, whoever moved them."),
 	}
 }
 
@@ -70,7 +79,10 @@ func (p *pool) Describe(ch chan<- *prometheus.Desc) {
 		ch <- desc
 	}
 	if p.kind == kindStore {
-		for _, desc := range []*prometheus.Desc{d.backlog, d.failing, d.oldest, d.purged, d.skipped, d.archives, d.expired} {
+		for _, desc := range []*prometheus.Desc{
+			d.backlog, d.failing, d.oldest, d.purged, d.skipped, d.archives, d.expired,
+			d.copies, d.copiesFailed, d.copiedFiles, d.copiedBytes,
+		} {
 			ch <- desc
 		}
 	}
@@ -110,6 +122,10 @@ func (p *pool) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(d.skipped, prometheus.CounterValue, float64(c.skipped+c.status.SkippedRecords), k.label)
 			ch <- prometheus.MustNewConstMetric(d.archives, prometheus.GaugeValue, float64(c.status.Archives), k.label)
 			ch <- prometheus.MustNewConstMetric(d.expired, prometheus.CounterValue, float64(c.expired+c.status.ArchivesExpired), k.label)
+			ch <- prometheus.MustNewConstMetric(d.copies, prometheus.GaugeValue, float64(c.status.Copies), k.label)
+			ch <- prometheus.MustNewConstMetric(d.copiesFailed, prometheus.CounterValue, float64(c.copiesFailed+c.status.CopiesFailed), k.label)
+			ch <- prometheus.MustNewConstMetric(d.copiedFiles, prometheus.CounterValue, float64(c.copiedFiles+c.status.CopiedFiles), k.label)
+			ch <- prometheus.MustNewConstMetric(d.copiedBytes, prometheus.CounterValue, float64(c.copiedBytes+c.status.CopiedBytes), k.label)
 		}
 	}
 }

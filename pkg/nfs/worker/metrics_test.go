@@ -17,7 +17,7 @@ func TestMetrics(t *testing.T) {
 	mounts, _ := newMountPool(t, testOptions())
 	e := export(t)
 	e.Options = []string{"vers=4.1"}
-	writeFile(t, filepath.Join(e.Share, "status"), "3 7")
+	writeFile(t, filepath.Join(e.Share, "status"), "3 7 0 2 1 40 5000")
 	s, _ := open(t, pool, e)
 	wantUnavailable(t, "crash", get(t.Context(), s, "crash")(), "exit status 7")
 	if err := mounts.Mount(t.Context(), nfs.Export{Server: "srv", Share: "/data"}, "", filepath.Join(e.Share, "target"), false); err != nil {
@@ -48,6 +48,10 @@ func TestMetrics(t *testing.T) {
 	want := []string{
 		"nfs_csi_archives" + store + " 0",
 		"nfs_csi_archives_expired_total" + store + " 0",
+		"nfs_csi_copies" + store + " 2",
+		"nfs_csi_copies_failed_total" + store + " 1",
+		"nfs_csi_copied_files_total" + store + " 40",
+		"nfs_csi_copied_bytes_total" + store + " 5000",
 		"nfs_csi_store_skipped_records_total" + store + " 0",
 		"nfs_csi_trash_backlog" + store + " 3",
 		"nfs_csi_trash_failing" + store + " 0",

@@ -66,6 +66,8 @@ func TestValuesCrossTheWire(t *testing.T) {
 		{},
 		{Name: "n %#", Dir: "a/ü", MinBytes: 1 << 40, MaxBytes: 2, OnDelete: nfs.Archive, Mode: 0o777 | os.ModeSetgid | os.ModeSticky | os.ModeSetuid,
 			UID: new(uint32(0)), GID: new(uint32(1<<32 - 2)), Claim: nfs.Claim{Namespace: "ns", Name: "pvc"}},
+		{Name: "clone", Source: nfs.Source{Volume: "v"}},
+		{Name: "restore", Source: nfs.Source{Snapshot: "s", Export: nfs.Export{Server: "other", Share: "/data", Options: []string{"soft"}}}},
 	} {
 		want, _ := fakeStore{}.CreateVolume(t.Context(), spec)
 		got, err := s.CreateVolume(t.Context(), spec)

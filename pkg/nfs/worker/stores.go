@@ -14,6 +14,10 @@ const (
 	kindMount = "mount"
 )
 
+// maxCopyWait is how long a create waits for a copy at most. It leaves a caller that
+// waits ten seconds, as external-provisioner does, time for the rest.
+const maxCopyWait = 5 * time.Second
+
 // StorePool runs one store worker for each export that is in use. But for the
 // return type of Open, it is a driver.Stores. It is also a prometheus.Collector.
 type StorePool struct {
@@ -126,6 +130,7 @@ func (p *StorePool) keeper(export nfs.Export, wanted bool) *keeper {
 					InstanceId:       p.options.InstanceID,
 					PurgeConcurrency: int32(p.options.PurgeConcurrency),
 					PurgeRate:        int32(p.options.PurgeRate),
+					CopyWaitNano:     int64(min(maxCopyWait, p.pool.options.CallTimeout/3)),
 				})
 				return statusFromPB(s), err
 			},

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/mount"
@@ -49,7 +50,11 @@ func (s *exportStore) Status() Status {
 		NextExpiry:      b.NextExpiry,
 		Quota:           s.Features().Quota,
 
-		TrashOldest: b.Oldest,
+		TrashOldest:  b.Oldest,
+		Copies:       int64(b.Jobs),
+		CopiesFailed: int64(b.JobsFailed),
+		CopiedFiles:  b.CopiedFiles,
+		CopiedBytes:  b.CopiedBytes,
 	}
 }
 
@@ -70,11 +75,14 @@ func openExport(ctx context.Context, mounter *mount.Mounter, config StoreConfig)
 	}
 	// The modes of what the store makes are the ones it says.
 	unix.Umask(0)
+	// What the store does by itself says in the log on which export.
+	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("export", config.Export.String()))
 	s, err := store.Open(ctx, root, store.Options{
 		DriverName:       config.DriverName,
 		InstanceID:       config.InstanceID,
 		PurgeConcurrency: config.PurgeConcurrency,
 		PurgeRate:        config.PurgeRate,
+		CopyWait:         config.CopyWait,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the store on %s: %w", config.Export, err)

@@ -182,7 +182,9 @@ type OpenRequest struct {
 	InstanceId       string                 `protobuf:"bytes,3,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	PurgeConcurrency int32                  `protobuf:"varint,4,opt,name=purge_concurrency,json=purgeConcurrency,proto3" json:"purge_concurrency,omitempty"`
 	// Files unlinked per second at most; 0 means no limit.
-	PurgeRate     int32 `protobuf:"varint,5,opt,name=purge_rate,json=purgeRate,proto3" json:"purge_rate,omitempty"`
+	PurgeRate int32 `protobuf:"varint,5,opt,name=purge_rate,json=purgeRate,proto3" json:"purge_rate,omitempty"`
+	// How long a create waits for a copy.
+	CopyWaitNano  int64 `protobuf:"varint,6,opt,name=copy_wait_nano,json=copyWaitNano,proto3" json:"copy_wait_nano,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -252,6 +254,76 @@ func (x *OpenRequest) GetPurgeRate() int32 {
 	return 0
 }
 
+func (x *OpenRequest) GetCopyWaitNano() int64 {
+	if x != nil {
+		return x.CopyWaitNano
+	}
+	return 0
+}
+
+// Source is what a volume is a copy of.
+type Source struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent when it is on the export of the volume.
+	Export *Export `protobuf:"bytes,1,opt,name=export,proto3" json:"export,omitempty"`
+	// Record ids, of which one is empty.
+	Snapshot      string `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Volume        string `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Source) Reset() {
+	*x = Source{}
+	mi := &file_worker_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Source) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Source) ProtoMessage() {}
+
+func (x *Source) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Source.ProtoReflect.Descriptor instead.
+func (*Source) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Source) GetExport() *Export {
+	if x != nil {
+		return x.Export
+	}
+	return nil
+}
+
+func (x *Source) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *Source) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
 type Claim struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -262,7 +334,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_worker_proto_msgTypes[4]
+	mi := &file_worker_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -274,7 +346,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[4]
+	mi := &file_worker_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -287,7 +359,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{4}
+	return file_worker_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Claim) GetNamespace() string {
@@ -319,14 +391,15 @@ type CreateVolumeRequest struct {
 	// Nanoseconds; 0 means for ever.
 	ArchiveRetention int64 `protobuf:"varint,20,opt,name=archive_retention,json=archiveRetention,proto3" json:"archive_retention,omitempty"`
 	// The id or original name of an archive; empty for a new directory.
-	RestoreArchive string `protobuf:"bytes,21,opt,name=restore_archive,json=restoreArchive,proto3" json:"restore_archive,omitempty"`
+	RestoreArchive string  `protobuf:"bytes,21,opt,name=restore_archive,json=restoreArchive,proto3" json:"restore_archive,omitempty"`
+	Source         *Source `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_worker_proto_msgTypes[5]
+	mi := &file_worker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +411,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[5]
+	mi := &file_worker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +424,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{5}
+	return file_worker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -431,6 +504,13 @@ func (x *CreateVolumeRequest) GetRestoreArchive() string {
 	return ""
 }
 
+func (x *CreateVolumeRequest) GetSource() *Source {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
 type Volume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -443,17 +523,18 @@ type Volume struct {
 	Gid           *uint32                `protobuf:"varint,8,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
 	Claim         *Claim                 `protobuf:"bytes,9,opt,name=claim,proto3" json:"claim,omitempty"`
 	// Nanoseconds since 1970 UTC; absent when unknown.
-	CreatedUnixNano  *int64 `protobuf:"varint,10,opt,name=created_unix_nano,json=createdUnixNano,proto3,oneof" json:"created_unix_nano,omitempty"`
-	ArchiveRetention int64  `protobuf:"varint,20,opt,name=archive_retention,json=archiveRetention,proto3" json:"archive_retention,omitempty"`
-	RestoredArchive  string `protobuf:"bytes,21,opt,name=restored_archive,json=restoredArchive,proto3" json:"restored_archive,omitempty"`
-	RestoredName     string `protobuf:"bytes,22,opt,name=restored_name,json=restoredName,proto3" json:"restored_name,omitempty"`
+	CreatedUnixNano  *int64  `protobuf:"varint,10,opt,name=created_unix_nano,json=createdUnixNano,proto3,oneof" json:"created_unix_nano,omitempty"`
+	ArchiveRetention int64   `protobuf:"varint,20,opt,name=archive_retention,json=archiveRetention,proto3" json:"archive_retention,omitempty"`
+	RestoredArchive  string  `protobuf:"bytes,21,opt,name=restored_archive,json=restoredArchive,proto3" json:"restored_archive,omitempty"`
+	RestoredName     string  `protobuf:"bytes,22,opt,name=restored_name,json=restoredName,proto3" json:"restored_name,omitempty"`
+	Source           *Source `protobuf:"bytes,11,opt,name=source,proto3" json:"source,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_worker_proto_msgTypes[6]
+	mi := &file_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -465,7 +546,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[6]
+	mi := &file_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -478,7 +559,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{6}
+	return file_worker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Volume) GetId() string {
@@ -572,6 +653,13 @@ func (x *Volume) GetRestoredName() string {
 	return ""
 }
 
+func (x *Volume) GetSource() *Source {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
 type GetVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -581,7 +669,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_worker_proto_msgTypes[7]
+	mi := &file_worker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +681,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[7]
+	mi := &file_worker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +694,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{7}
+	return file_worker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetVolumeRequest) GetId() string {
@@ -627,7 +715,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_worker_proto_msgTypes[8]
+	mi := &file_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +727,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[8]
+	mi := &file_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +740,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{8}
+	return file_worker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListVolumesRequest) GetAfter() string {
@@ -678,7 +766,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_worker_proto_msgTypes[9]
+	mi := &file_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +778,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[9]
+	mi := &file_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +791,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{9}
+	return file_worker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -724,7 +812,7 @@ type ListArchivesRequest struct {
 
 func (x *ListArchivesRequest) Reset() {
 	*x = ListArchivesRequest{}
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +824,7 @@ func (x *ListArchivesRequest) String() string {
 func (*ListArchivesRequest) ProtoMessage() {}
 
 func (x *ListArchivesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[10]
+	mi := &file_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +837,7 @@ func (x *ListArchivesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArchivesRequest.ProtoReflect.Descriptor instead.
 func (*ListArchivesRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{10}
+	return file_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListArchivesRequest) GetAfter() string {
@@ -775,7 +863,7 @@ type ListArchivesResponse struct {
 
 func (x *ListArchivesResponse) Reset() {
 	*x = ListArchivesResponse{}
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +875,7 @@ func (x *ListArchivesResponse) String() string {
 func (*ListArchivesResponse) ProtoMessage() {}
 
 func (x *ListArchivesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[11]
+	mi := &file_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +888,7 @@ func (x *ListArchivesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArchivesResponse.ProtoReflect.Descriptor instead.
 func (*ListArchivesResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{11}
+	return file_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListArchivesResponse) GetArchives() []*ArchivedVolume {
@@ -828,7 +916,7 @@ type ArchivedVolume struct {
 
 func (x *ArchivedVolume) Reset() {
 	*x = ArchivedVolume{}
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +928,7 @@ func (x *ArchivedVolume) String() string {
 func (*ArchivedVolume) ProtoMessage() {}
 
 func (x *ArchivedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[12]
+	mi := &file_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +941,7 @@ func (x *ArchivedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArchivedVolume.ProtoReflect.Descriptor instead.
 func (*ArchivedVolume) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{12}
+	return file_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ArchivedVolume) GetId() string {
@@ -931,7 +1019,7 @@ type UpdateVolumeRequest struct {
 
 func (x *UpdateVolumeRequest) Reset() {
 	*x = UpdateVolumeRequest{}
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1031,7 @@ func (x *UpdateVolumeRequest) String() string {
 func (*UpdateVolumeRequest) ProtoMessage() {}
 
 func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[13]
+	mi := &file_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1044,7 @@ func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{13}
+	return file_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpdateVolumeRequest) GetId() string {
@@ -1025,7 +1113,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1125,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1138,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{14}
+	return file_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteVolumeRequest) GetId() string {
@@ -1063,6 +1151,336 @@ func (x *DeleteVolumeRequest) GetId() string {
 func (x *DeleteVolumeRequest) GetDir() string {
 	if x != nil {
 		return x.Dir
+	}
+	return ""
+}
+
+type CreateSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Volume        string                 `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotRequest) Reset() {
+	*x = CreateSnapshotRequest{}
+	mi := &file_worker_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotRequest) ProtoMessage() {}
+
+func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CreateSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+type Snapshot struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Volume          string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`
+	CreatedUnixNano int64                  `protobuf:"varint,4,opt,name=created_unix_nano,json=createdUnixNano,proto3" json:"created_unix_nano,omitempty"`
+	SizeBytes       int64                  `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Ready           bool                   `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_worker_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Snapshot) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Snapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Snapshot) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Snapshot) GetCreatedUnixNano() int64 {
+	if x != nil {
+		return x.CreatedUnixNano
+	}
+	return 0
+}
+
+func (x *Snapshot) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+type GetSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSnapshotRequest) Reset() {
+	*x = GetSnapshotRequest{}
+	mi := &file_worker_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSnapshotRequest) ProtoMessage() {}
+
+func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GetSnapshotRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ListSnapshotsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this volume; empty means of all.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	After  string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// At most this many; 0 means all.
+	Limit         int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_worker_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListSnapshotsRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ListSnapshotsRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *ListSnapshotsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_worker_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type DeleteSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotRequest) Reset() {
+	*x = DeleteSnapshotRequest{}
+	mi := &file_worker_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotRequest) ProtoMessage() {}
+
+func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_worker_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DeleteSnapshotRequest) GetId() string {
+	if x != nil {
+		return x.Id
 	}
 	return ""
 }
@@ -1081,7 +1499,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1511,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1524,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{15}
+	return file_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UsageResponse) GetTotalBytes() int64 {
@@ -1166,13 +1584,17 @@ type StatusResponse struct {
 	NextExpiryUnixNano *int64 `protobuf:"varint,22,opt,name=next_expiry_unix_nano,json=nextExpiryUnixNano,proto3,oneof" json:"next_expiry_unix_nano,omitempty"`
 	// Nanoseconds since 1970 UTC; absent when the trash is empty.
 	TrashOldestUnixNano *int64 `protobuf:"varint,30,opt,name=trash_oldest_unix_nano,json=trashOldestUnixNano,proto3,oneof" json:"trash_oldest_unix_nano,omitempty"`
+	Copies              int64  `protobuf:"varint,7,opt,name=copies,proto3" json:"copies,omitempty"`
+	CopiesFailed        int64  `protobuf:"varint,8,opt,name=copies_failed,json=copiesFailed,proto3" json:"copies_failed,omitempty"`
+	CopiedFiles         int64  `protobuf:"varint,9,opt,name=copied_files,json=copiedFiles,proto3" json:"copied_files,omitempty"`
+	CopiedBytes         int64  `protobuf:"varint,10,opt,name=copied_bytes,json=copiedBytes,proto3" json:"copied_bytes,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1606,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1619,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{16}
+	return file_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatusResponse) GetTrashBacklog() int64 {
@@ -1270,6 +1692,34 @@ func (x *StatusResponse) GetTrashOldestUnixNano() int64 {
 	return 0
 }
 
+func (x *StatusResponse) GetCopies() int64 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetCopiesFailed() int64 {
+	if x != nil {
+		return x.CopiesFailed
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetCopiedFiles() int64 {
+	if x != nil {
+		return x.CopiedFiles
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetCopiedBytes() int64 {
+	if x != nil {
+		return x.CopiedBytes
+	}
+	return 0
+}
+
 type MountRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Export        *Export                `protobuf:"bytes,1,opt,name=export,proto3" json:"export,omitempty"`
@@ -1282,7 +1732,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1294,7 +1744,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1307,7 +1757,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{17}
+	return file_worker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MountRequest) GetExport() *Export {
@@ -1349,7 +1799,7 @@ type BindRequest struct {
 
 func (x *BindRequest) Reset() {
 	*x = BindRequest{}
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1811,7 @@ func (x *BindRequest) String() string {
 func (*BindRequest) ProtoMessage() {}
 
 func (x *BindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1824,7 @@ func (x *BindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindRequest.ProtoReflect.Descriptor instead.
 func (*BindRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{18}
+	return file_worker_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BindRequest) GetSource() string {
@@ -1407,7 +1857,7 @@ type MountUsageRequest struct {
 
 func (x *MountUsageRequest) Reset() {
 	*x = MountUsageRequest{}
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1869,7 @@ func (x *MountUsageRequest) String() string {
 func (*MountUsageRequest) ProtoMessage() {}
 
 func (x *MountUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1882,7 @@ func (x *MountUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountUsageRequest.ProtoReflect.Descriptor instead.
 func (*MountUsageRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{19}
+	return file_worker_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MountUsageRequest) GetPath() string {
@@ -1454,7 +1904,7 @@ const file_worker_proto_rawDesc = "" +
 	"\x06Export\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05share\x18\x02 \x01(\tR\x05share\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xca\x01\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xf0\x01\n" +
 	"\vOpenRequest\x12-\n" +
 	"\x06export\x18\x01 \x01(\v2\x15.nfscsi.worker.ExportR\x06export\x12\x1f\n" +
 	"\vdriver_name\x18\x02 \x01(\tR\n" +
@@ -1463,10 +1913,15 @@ const file_worker_proto_rawDesc = "" +
 	"instanceId\x12+\n" +
 	"\x11purge_concurrency\x18\x04 \x01(\x05R\x10purgeConcurrency\x12\x1d\n" +
 	"\n" +
-	"purge_rate\x18\x05 \x01(\x05R\tpurgeRate\"9\n" +
+	"purge_rate\x18\x05 \x01(\x05R\tpurgeRate\x12$\n" +
+	"\x0ecopy_wait_nano\x18\x06 \x01(\x03R\fcopyWaitNano\"k\n" +
+	"\x06Source\x12-\n" +
+	"\x06export\x18\x01 \x01(\v2\x15.nfscsi.worker.ExportR\x06export\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\"9\n" +
 	"\x05Claim\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xe6\x02\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x95\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x1b\n" +
@@ -1478,9 +1933,11 @@ const file_worker_proto_rawDesc = "" +
 	"\x03gid\x18\b \x01(\rH\x01R\x03gid\x88\x01\x01\x12*\n" +
 	"\x05claim\x18\t \x01(\v2\x14.nfscsi.worker.ClaimR\x05claim\x12+\n" +
 	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetention\x12'\n" +
-	"\x0frestore_archive\x18\x15 \x01(\tR\x0erestoreArchiveB\x06\n" +
+	"\x0frestore_archive\x18\x15 \x01(\tR\x0erestoreArchive\x12-\n" +
+	"\x06source\x18\n" +
+	" \x01(\v2\x15.nfscsi.worker.SourceR\x06sourceB\x06\n" +
 	"\x04_uidB\x06\n" +
-	"\x04_gid\"\xc4\x03\n" +
+	"\x04_gid\"\xf3\x03\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1495,7 +1952,8 @@ const file_worker_proto_rawDesc = "" +
 	" \x01(\x03H\x02R\x0fcreatedUnixNano\x88\x01\x01\x12+\n" +
 	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetention\x12)\n" +
 	"\x10restored_archive\x18\x15 \x01(\tR\x0frestoredArchive\x12#\n" +
-	"\rrestored_name\x18\x16 \x01(\tR\frestoredNameB\x06\n" +
+	"\rrestored_name\x18\x16 \x01(\tR\frestoredName\x12-\n" +
+	"\x06source\x18\v \x01(\v2\x15.nfscsi.worker.SourceR\x06sourceB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gidB\x14\n" +
 	"\x12_created_unix_nano\"\"\n" +
@@ -1538,7 +1996,28 @@ const file_worker_proto_rawDesc = "" +
 	"\x12_archive_retention\"7\n" +
 	"\x13DeleteVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
-	"\x03dir\x18\x02 \x01(\tR\x03dir\"\xe7\x01\n" +
+	"\x03dir\x18\x02 \x01(\tR\x03dir\"C\n" +
+	"\x15CreateSnapshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\"\xa7\x01\n" +
+	"\bSnapshot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12*\n" +
+	"\x11created_unix_nano\x18\x04 \x01(\x03R\x0fcreatedUnixNano\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x14\n" +
+	"\x05ready\x18\x06 \x01(\bR\x05ready\"$\n" +
+	"\x12GetSnapshotRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"Z\n" +
+	"\x14ListSnapshotsRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x05R\x05limit\"N\n" +
+	"\x15ListSnapshotsResponse\x125\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x17.nfscsi.worker.SnapshotR\tsnapshots\"'\n" +
+	"\x15DeleteSnapshotRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xe7\x01\n" +
 	"\rUsageResponse\x12\x1f\n" +
 	"\vtotal_bytes\x18\x01 \x01(\x03R\n" +
 	"totalBytes\x12'\n" +
@@ -1548,7 +2027,7 @@ const file_worker_proto_rawDesc = "" +
 	"\ftotal_inodes\x18\x04 \x01(\x03R\vtotalInodes\x12)\n" +
 	"\x10available_inodes\x18\x05 \x01(\x03R\x0favailableInodes\x12\x1f\n" +
 	"\vused_inodes\x18\x06 \x01(\x03R\n" +
-	"usedInodes\"\xc4\x03\n" +
+	"usedInodes\"\xc7\x04\n" +
 	"\x0eStatusResponse\x12#\n" +
 	"\rtrash_backlog\x18\x01 \x01(\x03R\ftrashBacklog\x12#\n" +
 	"\rtrash_failing\x18\x02 \x01(\x03R\ftrashFailing\x12\x16\n" +
@@ -1559,7 +2038,12 @@ const file_worker_proto_rawDesc = "" +
 	"\barchives\x18\x14 \x01(\x03R\barchives\x12)\n" +
 	"\x10archives_expired\x18\x15 \x01(\x03R\x0farchivesExpired\x126\n" +
 	"\x15next_expiry_unix_nano\x18\x16 \x01(\x03H\x00R\x12nextExpiryUnixNano\x88\x01\x01\x128\n" +
-	"\x16trash_oldest_unix_nano\x18\x1e \x01(\x03H\x01R\x13trashOldestUnixNano\x88\x01\x01B\x18\n" +
+	"\x16trash_oldest_unix_nano\x18\x1e \x01(\x03H\x01R\x13trashOldestUnixNano\x88\x01\x01\x12\x16\n" +
+	"\x06copies\x18\a \x01(\x03R\x06copies\x12#\n" +
+	"\rcopies_failed\x18\b \x01(\x03R\fcopiesFailed\x12!\n" +
+	"\fcopied_files\x18\t \x01(\x03R\vcopiedFiles\x12!\n" +
+	"\fcopied_bytes\x18\n" +
+	" \x01(\x03R\vcopiedBytesB\x18\n" +
 	"\x16_next_expiry_unix_nanoB\x19\n" +
 	"\x17_trash_oldest_unix_nano\"\x84\x01\n" +
 	"\fMountRequest\x12-\n" +
@@ -1572,7 +2056,7 @@ const file_worker_proto_rawDesc = "" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1b\n" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\"'\n" +
 	"\x11MountUsageRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path2\x9a\x05\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path2\xe0\a\n" +
 	"\x05Store\x12A\n" +
 	"\x04Open\x12\x1a.nfscsi.worker.OpenRequest\x1a\x1d.nfscsi.worker.StatusResponse\x12I\n" +
 	"\fCreateVolume\x12\".nfscsi.worker.CreateVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12C\n" +
@@ -1580,7 +2064,11 @@ const file_worker_proto_rawDesc = "" +
 	"\vListVolumes\x12!.nfscsi.worker.ListVolumesRequest\x1a\".nfscsi.worker.ListVolumesResponse\x12W\n" +
 	"\fListArchives\x12\".nfscsi.worker.ListArchivesRequest\x1a#.nfscsi.worker.ListArchivesResponse\x12I\n" +
 	"\fUpdateVolume\x12\".nfscsi.worker.UpdateVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12H\n" +
-	"\fDeleteVolume\x12\".nfscsi.worker.DeleteVolumeRequest\x1a\x14.nfscsi.worker.Empty\x12;\n" +
+	"\fDeleteVolume\x12\".nfscsi.worker.DeleteVolumeRequest\x1a\x14.nfscsi.worker.Empty\x12O\n" +
+	"\x0eCreateSnapshot\x12$.nfscsi.worker.CreateSnapshotRequest\x1a\x17.nfscsi.worker.Snapshot\x12I\n" +
+	"\vGetSnapshot\x12!.nfscsi.worker.GetSnapshotRequest\x1a\x17.nfscsi.worker.Snapshot\x12Z\n" +
+	"\rListSnapshots\x12#.nfscsi.worker.ListSnapshotsRequest\x1a$.nfscsi.worker.ListSnapshotsResponse\x12L\n" +
+	"\x0eDeleteSnapshot\x12$.nfscsi.worker.DeleteSnapshotRequest\x1a\x14.nfscsi.worker.Empty\x12;\n" +
 	"\x05Usage\x12\x14.nfscsi.worker.Empty\x1a\x1c.nfscsi.worker.UsageResponse\x12=\n" +
 	"\x06Status\x12\x14.nfscsi.worker.Empty\x1a\x1d.nfscsi.worker.StatusResponse2\xc8\x01\n" +
 	"\aMounter\x12:\n" +
@@ -1600,66 +2088,85 @@ func file_worker_proto_rawDescGZIP() []byte {
 	return file_worker_proto_rawDescData
 }
 
-var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_worker_proto_goTypes = []any{
-	(*Empty)(nil),                // 0: nfscsi.worker.Empty
-	(*ErrorDetail)(nil),          // 1: nfscsi.worker.ErrorDetail
-	(*Export)(nil),               // 2: nfscsi.worker.Export
-	(*OpenRequest)(nil),          // 3: nfscsi.worker.OpenRequest
-	(*Claim)(nil),                // 4: nfscsi.worker.Claim
-	(*CreateVolumeRequest)(nil),  // 5: nfscsi.worker.CreateVolumeRequest
-	(*Volume)(nil),               // 6: nfscsi.worker.Volume
-	(*GetVolumeRequest)(nil),     // 7: nfscsi.worker.GetVolumeRequest
-	(*ListVolumesRequest)(nil),   // 8: nfscsi.worker.ListVolumesRequest
-	(*ListVolumesResponse)(nil),  // 9: nfscsi.worker.ListVolumesResponse
-	(*ListArchivesRequest)(nil),  // 10: nfscsi.worker.ListArchivesRequest
-	(*ListArchivesResponse)(nil), // 11: nfscsi.worker.ListArchivesResponse
-	(*ArchivedVolume)(nil),       // 12: nfscsi.worker.ArchivedVolume
-	(*UpdateVolumeRequest)(nil),  // 13: nfscsi.worker.UpdateVolumeRequest
-	(*DeleteVolumeRequest)(nil),  // 14: nfscsi.worker.DeleteVolumeRequest
-	(*UsageResponse)(nil),        // 15: nfscsi.worker.UsageResponse
-	(*StatusResponse)(nil),       // 16: nfscsi.worker.StatusResponse
-	(*MountRequest)(nil),         // 17: nfscsi.worker.MountRequest
-	(*BindRequest)(nil),          // 18: nfscsi.worker.BindRequest
-	(*MountUsageRequest)(nil),    // 19: nfscsi.worker.MountUsageRequest
+	(*Empty)(nil),                 // 0: nfscsi.worker.Empty
+	(*ErrorDetail)(nil),           // 1: nfscsi.worker.ErrorDetail
+	(*Export)(nil),                // 2: nfscsi.worker.Export
+	(*OpenRequest)(nil),           // 3: nfscsi.worker.OpenRequest
+	(*Source)(nil),                // 4: nfscsi.worker.Source
+	(*Claim)(nil),                 // 5: nfscsi.worker.Claim
+	(*CreateVolumeRequest)(nil),   // 6: nfscsi.worker.CreateVolumeRequest
+	(*Volume)(nil),                // 7: nfscsi.worker.Volume
+	(*GetVolumeRequest)(nil),      // 8: nfscsi.worker.GetVolumeRequest
+	(*ListVolumesRequest)(nil),    // 9: nfscsi.worker.ListVolumesRequest
+	(*ListVolumesResponse)(nil),   // 10: nfscsi.worker.ListVolumesResponse
+	(*ListArchivesRequest)(nil),   // 11: nfscsi.worker.ListArchivesRequest
+	(*ListArchivesResponse)(nil),  // 12: nfscsi.worker.ListArchivesResponse
+	(*ArchivedVolume)(nil),        // 13: nfscsi.worker.ArchivedVolume
+	(*UpdateVolumeRequest)(nil),   // 14: nfscsi.worker.UpdateVolumeRequest
+	(*DeleteVolumeRequest)(nil),   // 15: nfscsi.worker.DeleteVolumeRequest
+	(*CreateSnapshotRequest)(nil), // 16: nfscsi.worker.CreateSnapshotRequest
+	(*Snapshot)(nil),              // 17: nfscsi.worker.Snapshot
+	(*GetSnapshotRequest)(nil),    // 18: nfscsi.worker.GetSnapshotRequest
+	(*ListSnapshotsRequest)(nil),  // 19: nfscsi.worker.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil), // 20: nfscsi.worker.ListSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil), // 21: nfscsi.worker.DeleteSnapshotRequest
+	(*UsageResponse)(nil),         // 22: nfscsi.worker.UsageResponse
+	(*StatusResponse)(nil),        // 23: nfscsi.worker.StatusResponse
+	(*MountRequest)(nil),          // 24: nfscsi.worker.MountRequest
+	(*BindRequest)(nil),           // 25: nfscsi.worker.BindRequest
+	(*MountUsageRequest)(nil),     // 26: nfscsi.worker.MountUsageRequest
 }
 var file_worker_proto_depIdxs = []int32{
 	2,  // 0: nfscsi.worker.OpenRequest.export:type_name -> nfscsi.worker.Export
-	4,  // 1: nfscsi.worker.CreateVolumeRequest.claim:type_name -> nfscsi.worker.Claim
-	4,  // 2: nfscsi.worker.Volume.claim:type_name -> nfscsi.worker.Claim
-	6,  // 3: nfscsi.worker.ListVolumesResponse.volumes:type_name -> nfscsi.worker.Volume
-	12, // 4: nfscsi.worker.ListArchivesResponse.archives:type_name -> nfscsi.worker.ArchivedVolume
-	4,  // 5: nfscsi.worker.ArchivedVolume.claim:type_name -> nfscsi.worker.Claim
-	2,  // 6: nfscsi.worker.MountRequest.export:type_name -> nfscsi.worker.Export
-	3,  // 7: nfscsi.worker.Store.Open:input_type -> nfscsi.worker.OpenRequest
-	5,  // 8: nfscsi.worker.Store.CreateVolume:input_type -> nfscsi.worker.CreateVolumeRequest
-	7,  // 9: nfscsi.worker.Store.GetVolume:input_type -> nfscsi.worker.GetVolumeRequest
-	8,  // 10: nfscsi.worker.Store.ListVolumes:input_type -> nfscsi.worker.ListVolumesRequest
-	10, // 11: nfscsi.worker.Store.ListArchives:input_type -> nfscsi.worker.ListArchivesRequest
-	13, // 12: nfscsi.worker.Store.UpdateVolume:input_type -> nfscsi.worker.UpdateVolumeRequest
-	14, // 13: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
-	0,  // 14: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
-	0,  // 15: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
-	17, // 16: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
-	18, // 17: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
-	19, // 18: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
-	16, // 19: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
-	6,  // 20: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
-	6,  // 21: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
-	9,  // 22: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
-	11, // 23: nfscsi.worker.Store.ListArchives:output_type -> nfscsi.worker.ListArchivesResponse
-	6,  // 24: nfscsi.worker.Store.UpdateVolume:output_type -> nfscsi.worker.Volume
-	0,  // 25: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
-	15, // 26: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
-	16, // 27: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
-	0,  // 28: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
-	0,  // 29: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
-	15, // 30: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
-	19, // [19:31] is the sub-list for method output_type
-	7,  // [7:19] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	2,  // 1: nfscsi.worker.Source.export:type_name -> nfscsi.worker.Export
+	5,  // 2: nfscsi.worker.CreateVolumeRequest.claim:type_name -> nfscsi.worker.Claim
+	4,  // 3: nfscsi.worker.CreateVolumeRequest.source:type_name -> nfscsi.worker.Source
+	5,  // 4: nfscsi.worker.Volume.claim:type_name -> nfscsi.worker.Claim
+	4,  // 5: nfscsi.worker.Volume.source:type_name -> nfscsi.worker.Source
+	7,  // 6: nfscsi.worker.ListVolumesResponse.volumes:type_name -> nfscsi.worker.Volume
+	13, // 7: nfscsi.worker.ListArchivesResponse.archives:type_name -> nfscsi.worker.ArchivedVolume
+	5,  // 8: nfscsi.worker.ArchivedVolume.claim:type_name -> nfscsi.worker.Claim
+	17, // 9: nfscsi.worker.ListSnapshotsResponse.snapshots:type_name -> nfscsi.worker.Snapshot
+	2,  // 10: nfscsi.worker.MountRequest.export:type_name -> nfscsi.worker.Export
+	3,  // 11: nfscsi.worker.Store.Open:input_type -> nfscsi.worker.OpenRequest
+	6,  // 12: nfscsi.worker.Store.CreateVolume:input_type -> nfscsi.worker.CreateVolumeRequest
+	8,  // 13: nfscsi.worker.Store.GetVolume:input_type -> nfscsi.worker.GetVolumeRequest
+	9,  // 14: nfscsi.worker.Store.ListVolumes:input_type -> nfscsi.worker.ListVolumesRequest
+	11, // 15: nfscsi.worker.Store.ListArchives:input_type -> nfscsi.worker.ListArchivesRequest
+	14, // 16: nfscsi.worker.Store.UpdateVolume:input_type -> nfscsi.worker.UpdateVolumeRequest
+	15, // 17: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
+	16, // 18: nfscsi.worker.Store.CreateSnapshot:input_type -> nfscsi.worker.CreateSnapshotRequest
+	18, // 19: nfscsi.worker.Store.GetSnapshot:input_type -> nfscsi.worker.GetSnapshotRequest
+	19, // 20: nfscsi.worker.Store.ListSnapshots:input_type -> nfscsi.worker.ListSnapshotsRequest
+	21, // 21: nfscsi.worker.Store.DeleteSnapshot:input_type -> nfscsi.worker.DeleteSnapshotRequest
+	0,  // 22: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
+	0,  // 23: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
+	24, // 24: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
+	25, // 25: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
+	26, // 26: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
+	23, // 27: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
+	7,  // 28: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
+	7,  // 29: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
+	10, // 30: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
+	12, // 31: nfscsi.worker.Store.ListArchives:output_type -> nfscsi.worker.ListArchivesResponse
+	7,  // 32: nfscsi.worker.Store.UpdateVolume:output_type -> nfscsi.worker.Volume
+	0,  // 33: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
+	17, // 34: nfscsi.worker.Store.CreateSnapshot:output_type -> nfscsi.worker.Snapshot
+	17, // 35: nfscsi.worker.Store.GetSnapshot:output_type -> nfscsi.worker.Snapshot
+	20, // 36: nfscsi.worker.Store.ListSnapshots:output_type -> nfscsi.worker.ListSnapshotsResponse
+	0,  // 37: nfscsi.worker.Store.DeleteSnapshot:output_type -> nfscsi.worker.Empty
+	22, // 38: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
+	23, // 39: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
+	0,  // 40: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
+	0,  // 41: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
+	22, // 42: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
+	27, // [27:43] is the sub-list for method output_type
+	11, // [11:27] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_worker_proto_init() }
@@ -1667,18 +2174,18 @@ func file_worker_proto_init() {
 	if File_worker_proto != nil {
 		return
 	}
-	file_worker_proto_msgTypes[5].OneofWrappers = []any{}
 	file_worker_proto_msgTypes[6].OneofWrappers = []any{}
-	file_worker_proto_msgTypes[12].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[7].OneofWrappers = []any{}
 	file_worker_proto_msgTypes[13].OneofWrappers = []any{}
-	file_worker_proto_msgTypes[16].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[14].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_proto_rawDesc), len(file_worker_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

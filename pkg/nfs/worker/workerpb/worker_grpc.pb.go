@@ -22,15 +22,19 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Store_Open_FullMethodName         = "/nfscsi.worker.Store/Open"
-	Store_CreateVolume_FullMethodName = "/nfscsi.worker.Store/CreateVolume"
-	Store_GetVolume_FullMethodName    = "/nfscsi.worker.Store/GetVolume"
-	Store_ListVolumes_FullMethodName  = "/nfscsi.worker.Store/ListVolumes"
-	Store_ListArchives_FullMethodName = "/nfscsi.worker.Store/ListArchives"
-	Store_UpdateVolume_FullMethodName = "/nfscsi.worker.Store/UpdateVolume"
-	Store_DeleteVolume_FullMethodName = "/nfscsi.worker.Store/DeleteVolume"
-	Store_Usage_FullMethodName        = "/nfscsi.worker.Store/Usage"
-	Store_Status_FullMethodName       = "/nfscsi.worker.Store/Status"
+	Store_Open_FullMethodName           = "/nfscsi.worker.Store/Open"
+	Store_CreateVolume_FullMethodName   = "/nfscsi.worker.Store/CreateVolume"
+	Store_GetVolume_FullMethodName      = "/nfscsi.worker.Store/GetVolume"
+	Store_ListVolumes_FullMethodName    = "/nfscsi.worker.Store/ListVolumes"
+	Store_ListArchives_FullMethodName   = "/nfscsi.worker.Store/ListArchives"
+	Store_UpdateVolume_FullMethodName   = "/nfscsi.worker.Store/UpdateVolume"
+	Store_DeleteVolume_FullMethodName   = "/nfscsi.worker.Store/DeleteVolume"
+	Store_CreateSnapshot_FullMethodName = "/nfscsi.worker.Store/CreateSnapshot"
+	Store_GetSnapshot_FullMethodName    = "/nfscsi.worker.Store/GetSnapshot"
+	Store_ListSnapshots_FullMethodName  = "/nfscsi.worker.Store/ListSnapshots"
+	Store_DeleteSnapshot_FullMethodName = "/nfscsi.worker.Store/DeleteSnapshot"
+	Store_Usage_FullMethodName          = "/nfscsi.worker.Store/Usage"
+	Store_Status_FullMethodName         = "/nfscsi.worker.Store/Status"
 )
 
 // StoreClient is the client API for Store service.
@@ -46,6 +50,10 @@ type StoreClient interface {
 	ListArchives(ctx context.Context, in *ListArchivesRequest, opts ...grpc.CallOption) (*ListArchivesResponse, error)
 	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*Empty, error)
+	CreateSnapshot(ctx context.Context, in *CreateSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error)
+	GetSnapshot(ctx context.Context, in *GetSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error)
+	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
+	DeleteSnapshot(ctx context.Context, in *DeleteSnapshotRequest, opts ...grpc.CallOption) (*Empty, error)
 	Usage(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*UsageResponse, error)
 	Status(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -128,6 +136,46 @@ func (c *storeClient) DeleteVolume(ctx context.Context, in *DeleteVolumeRequest,
 	return out, nil
 }
 
+func (c *storeClient) CreateSnapshot(ctx context.Context, in *CreateSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Snapshot)
+	err := c.cc.Invoke(ctx, Store_CreateSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeClient) GetSnapshot(ctx context.Context, in *GetSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Snapshot)
+	err := c.cc.Invoke(ctx, Store_GetSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeClient) ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSnapshotsResponse)
+	err := c.cc.Invoke(ctx, Store_ListSnapshots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeClient) DeleteSnapshot(ctx context.Context, in *DeleteSnapshotRequest, opts ...grpc.CallOption) (*Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Empty)
+	err := c.cc.Invoke(ctx, Store_DeleteSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *storeClient) Usage(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*UsageResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UsageResponse)
@@ -161,6 +209,10 @@ type StoreServer interface {
 	ListArchives(context.Context, *ListArchivesRequest) (*ListArchivesResponse, error)
 	UpdateVolume(context.Context, *UpdateVolumeRequest) (*Volume, error)
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*Empty, error)
+	CreateSnapshot(context.Context, *CreateSnapshotRequest) (*Snapshot, error)
+	GetSnapshot(context.Context, *GetSnapshotRequest) (*Snapshot, error)
+	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
+	DeleteSnapshot(context.Context, *DeleteSnapshotRequest) (*Empty, error)
 	Usage(context.Context, *Empty) (*UsageResponse, error)
 	Status(context.Context, *Empty) (*StatusResponse, error)
 	mustEmbedUnimplementedStoreServer()
@@ -193,6 +245,18 @@ func (UnimplementedStoreServer) UpdateVolume(context.Context, *UpdateVolumeReque
 }
 func (UnimplementedStoreServer) DeleteVolume(context.Context, *DeleteVolumeRequest) (*Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteVolume not implemented")
+}
+func (UnimplementedStoreServer) CreateSnapshot(context.Context, *CreateSnapshotRequest) (*Snapshot, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateSnapshot not implemented")
+}
+func (UnimplementedStoreServer) GetSnapshot(context.Context, *GetSnapshotRequest) (*Snapshot, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetSnapshot not implemented")
+}
+func (UnimplementedStoreServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedStoreServer) DeleteSnapshot(context.Context, *DeleteSnapshotRequest) (*Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteSnapshot not implemented")
 }
 func (UnimplementedStoreServer) Usage(context.Context, *Empty) (*UsageResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Usage not implemented")
@@ -347,6 +411,78 @@ func _Store_DeleteVolume_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Store_CreateSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).CreateSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_CreateSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).CreateSnapshot(ctx, req.(*CreateSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Store_GetSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).GetSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_GetSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).GetSnapshot(ctx, req.(*GetSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Store_ListSnapshots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSnapshotsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).ListSnapshots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_ListSnapshots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).ListSnapshots(ctx, req.(*ListSnapshotsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Store_DeleteSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).DeleteSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_DeleteSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).DeleteSnapshot(ctx, req.(*DeleteSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Store_Usage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(Empty)
 	if err := dec(in); err != nil {
@@ -417,6 +553,22 @@ var Store_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteVolume",
 			Handler:    _Store_DeleteVolume_Handler,
+		},
+		{
+			MethodName: "CreateSnapshot",
+			Handler:    _Store_CreateSnapshot_Handler,
+		},
+		{
+			MethodName: "GetSnapshot",
+			Handler:    _Store_GetSnapshot_Handler,
+		},
+		{
+			MethodName: "ListSnapshots",
+			Handler:    _Store_ListSnapshots_Handler,
+		},
+		{
+			MethodName: "DeleteSnapshot",
+			Handler:    _Store_DeleteSnapshot_Handler,
 		},
 		{
 			MethodName: "Usage",
