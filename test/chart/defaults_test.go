@@ -166,8 +166,8 @@ func TestRBAC(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			list := render(t, values)
 			cluster := map[string][]string{
-				"persistentvolumes":       {"list", "watch", "create", "patch", "delete"},
-				"persistentvolumeclaims":  {"list", "watch"},
+				"persistentvolumes":       {"get", "list", "watch", "create", "patch", "delete"},
+				"persistentvolumeclaims":  {"list", "watch", "update"},
 				"storageclasses":          {"list", "watch"},
 				"volumeattributesclasses": {"get"},
 				"events":                  {"create", "patch"},
@@ -175,6 +175,12 @@ func TestRBAC(t *testing.T) {
 			if hasResizer(t, list) {
 				cluster["persistentvolumeclaims/status"] = []string{"patch"}
 				cluster["volumeattributesclasses"] = []string{"get", "list", "watch"}
+			}
+			if hasContainer(t, list, "csi-snapshotter") {
+				cluster["volumesnapshots"] = []string{"get", "list", "watch", "update"}
+				cluster["volumesnapshotcontents"] = []string{"get", "list", "watch", "patch"}
+				cluster["volumesnapshotcontents/status"] = []string{"update", "patch"}
+				cluster["volumesnapshotclasses"] = []string{"list", "watch"}
 			}
 			granted := map[string][]string{}
 			for _, role := range all[*rbacv1.ClusterRole](list) {
@@ -247,7 +253,12 @@ func checkRules(t *testing.T, rules []rbacv1.PolicyRule) {
 
 func hasResizer(t *testing.T, list objects) bool {
 	t.Helper()
-	return slices.ContainsFunc(controllerPod(t, list).Containers, func(c corev1.Container) bool { return c.Name == "csi-resizer" })
+	return hasContainer(t, list, "csi-resizer")
+}
+
+func hasContainer(t *testing.T, list objects, name string) bool {
+	t.Helper()
+	return slices.ContainsFunc(controllerPod(t, list).Containers, func(c corev1.Container) bool { return c.Name == name })
 }
 
 // The leases that the role allows are those that the sidecars take: every
@@ -256,6 +267,9 @@ func TestLeaseNames(t *testing.T) {
 	for values, want := range map[string][]string{
 		"driverName: fast.nfs-csi.io":                                            {"fast-nfs-csi-io", "external-resizer-fast-nfs-csi-io"},
 		"{driverName: fast.nfs-csi.io, controller: {resizer: {enabled: false}}}": {"fast-nfs-csi-io"},
+		"{driverName: fast.nfs-csi.io, controller: {snapshotter: {enabled: true}}}": {
+			"fast-nfs-csi-io", "external-resizer-fast-nfs-csi-io", "external-snapshotter-leader-fast-nfs-csi-io",
+		},
 	} {
 		var names []string
 		for _, r := range one[*rbacv1.Role](t, render(t, values)).Rules {

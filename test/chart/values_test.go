@@ -61,6 +61,7 @@ func TestWrongValues(t *testing.T) {
 
 		{"socket path too long", "{kubeletDir: /var/snap/microk8s/common/var/lib/kubelet, driverName: a-name-that-is-long-on-purpose.storage.nfs.example.com}", "kubeletDir and driverName are too long together"},
 		{"two containers on one port", "controller: {httpPort: 8081}", "controller.httpPort and controller.provisioner.httpPort are both 8081"},
+		{"snapshots on the port of the resizer", "controller: {snapshotter: {httpPort: 8082}}", "controller.resizer.httpPort and controller.snapshotter.httpPort are both 8082"},
 		{"two sidecars on one port", "controller: {resizer: {httpPort: 8081}}", "controller.provisioner.httpPort and controller.resizer.httpPort are both 8081"},
 		{"monitor of what nobody can reach", "metrics: {podMonitor: {enabled: true}}", "metrics.podMonitor.enabled needs metrics.enabled"},
 		{"two classes of one name", "storageClasses: [{name: nfs, server: a, share: /b}, {name: nfs, server: a, share: /c}]", `storageClasses holds the name "nfs" twice`},
@@ -165,6 +166,20 @@ func TestEveryValueHasAnEffect(t *testing.T) {
 		"controller.resizer.extraEnv":         "controller: {resizer: {extraEnv: [{name: x}]}}",
 		"controller.resizer.resources":        "controller: {resizer: {resources: {limits: {cpu: 1}}}}",
 
+		"controller.snapshotter.enabled":          "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.image.registry":   `controller: {snapshotter: {enabled: true, image: {registry: ""}}}`,
+		"controller.snapshotter.image.repository": "controller: {snapshotter: {enabled: true, image: {repository: x}}}",
+		"controller.snapshotter.image.tag":        "controller: {snapshotter: {enabled: true, image: {tag: x}}}",
+		"controller.snapshotter.image.digest":     "controller: {snapshotter: {enabled: true, image: {digest: 'sha256:" + strings.Repeat("0", 64) + "'}}}",
+		"controller.snapshotter.image.pullPolicy": "controller: {snapshotter: {enabled: true, image: {pullPolicy: Never}}}",
+		"controller.snapshotter.httpPort":         "controller: {snapshotter: {enabled: true, httpPort: 1}}",
+		"controller.snapshotter.timeout":          "controller: {snapshotter: {enabled: true, timeout: 1s}}",
+		"controller.snapshotter.retryIntervalMax": "controller: {snapshotter: {enabled: true, retryIntervalMax: 1s}}",
+		"controller.snapshotter.workerThreads":    "controller: {snapshotter: {enabled: true, workerThreads: 1}}",
+		"controller.snapshotter.extraArgs":        "controller: {snapshotter: {enabled: true, extraArgs: [x]}}",
+		"controller.snapshotter.extraEnv":         "controller: {snapshotter: {enabled: true, extraEnv: [{name: x}]}}",
+		"controller.snapshotter.resources":        "controller: {snapshotter: {enabled: true, resources: {limits: {cpu: 1}}}}",
+
 		"node.startupTaint":                  "node: {startupTaint: x}",
 		"node.httpPort":                      "node: {httpPort: 1}",
 		"node.extraArgs":                     "node: {extraArgs: [x]}",
@@ -195,11 +210,23 @@ func TestEveryValueHasAnEffect(t *testing.T) {
 	}
 	// Values that have an effect only where another is not the default.
 	base := map[string]string{
-		"metrics.podMonitor.enabled":  "metrics: {enabled: true}",
-		"metrics.podMonitor.labels":   "metrics: {enabled: true, podMonitor: {enabled: true}}",
-		"metrics.podMonitor.interval": "metrics: {enabled: true, podMonitor: {enabled: true}}",
-		"networkPolicy.from":          "networkPolicy: {enabled: true}",
-		"networkPolicy.egress":        "networkPolicy: {enabled: true}",
+		"metrics.podMonitor.enabled":              "metrics: {enabled: true}",
+		"metrics.podMonitor.labels":               "metrics: {enabled: true, podMonitor: {enabled: true}}",
+		"metrics.podMonitor.interval":             "metrics: {enabled: true, podMonitor: {enabled: true}}",
+		"networkPolicy.from":                      "networkPolicy: {enabled: true}",
+		"networkPolicy.egress":                    "networkPolicy: {enabled: true}",
+		"controller.snapshotter.image.registry":   "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.image.repository": "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.image.tag":        "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.image.digest":     "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.image.pullPolicy": "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.httpPort":         "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.timeout":          "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.retryIntervalMax": "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.workerThreads":    "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.extraArgs":        "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.extraEnv":         "controller: {snapshotter: {enabled: true}}",
+		"controller.snapshotter.resources":        "controller: {snapshotter: {enabled: true}}",
 	}
 	manifests := func(values string) string {
 		rendered, err := tryRender(t, values)

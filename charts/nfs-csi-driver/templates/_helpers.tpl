@@ -89,8 +89,8 @@ default
 {{- fail (printf "kubeletDir and driverName are too long together: the path of the socket %s has %d bytes, and Linux allows 107. Shorten driverName by %d." $socket (len $socket) (sub (len $socket) 107)) -}}
 {{- end -}}
 {{- $ports := dict -}}
-{{- range $name := list "controller" "controller.provisioner" "controller.resizer" -}}
-{{- $container := index (dict "controller" $.Values.controller "controller.provisioner" $.Values.controller.provisioner "controller.resizer" $.Values.controller.resizer) $name -}}
+{{- range $name := list "controller" "controller.provisioner" "controller.resizer" "controller.snapshotter" -}}
+{{- $container := index (dict "controller" $.Values.controller "controller.provisioner" $.Values.controller.provisioner "controller.resizer" $.Values.controller.resizer "controller.snapshotter" $.Values.controller.snapshotter) $name -}}
 {{- $port := toString (int $container.httpPort) -}}
 {{- if hasKey $ports $port -}}
 {{- fail (printf "%s.httpPort and %s.httpPort are both %s, but the containers share the network of one pod: change one of them." (get $ports $port) $name $port) -}}
