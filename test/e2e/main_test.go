@@ -83,7 +83,10 @@ func install(ctx context.Context, c *cluster.Cluster) error {
 	if err := c.LoadImage(ctx, image); err != nil {
 		return fmt.Errorf("load %s, which `make image` makes: %w", image, err)
 	}
-	if err := c.LoadSidecars(ctx, "csi-provisioner", "csi-resizer"); err != nil {
+	if err := c.LoadSidecars(ctx, "csi-provisioner", "csi-resizer", "csi-snapshotter"); err != nil {
+		return err
+	}
+	if err := c.InstallSnapshots(ctx); err != nil {
 		return err
 	}
 	tag := os.Getenv("IMAGE_TAG")
@@ -93,6 +96,7 @@ func install(ctx context.Context, c *cluster.Cluster) error {
 	_, err := c.Helm(ctx, "install", release, chart, "--namespace", namespace, "--create-namespace",
 		"--set", "image.registry=docker.io,image.tag="+tag,
 		"--set", "storageClasses[0].name=nfs,storageClasses[0].server="+c.Server().IPv4()+",storageClasses[0].share="+share,
+		"--set", "controller.snapshotter.enabled=true",
 		"--wait", "--timeout", "3m")
 	if err != nil {
 		return fmt.Errorf("helm install: %w\n%s", err, c.Diagnose(ctx, "helm install"))
