@@ -140,6 +140,7 @@ ci: ## Run everything that CI runs: make test, then make e2e, with one closing s
 
 .PHONY: bench
 bench: | out ## Measure the driver against bare NFS operations; results in out/bench.json
+	@BENCH=1 go test -count=1 -v -run TestMillionFiles ./pkg/nfs/store
 	@go run ./test/bench
 
 ##@ Develop

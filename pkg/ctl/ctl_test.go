@@ -312,7 +312,7 @@ func TestPurge(t *testing.T) {
 		t.Errorf("purged: %+v", rows)
 	}
 	wantText(t, c.run(t, Options{}, "table", func(c Command) error { return c.Purge(t.Context(), false) }), `EXPORT           WAITING   FAILING   OLDEST   REMOVED
-nfs.example:/a   0         0         -        0
+nfs.example:/a   0         0         -        5
 `)
 	// Here the purge is that of the command.
 	wantText(t, c.run(t, Options{Path: c.dirs["nfs.example:/a"], Export: "nfs.example:/a"}, "table", func(c Command) error { return c.Purge(t.Context(), true) }),

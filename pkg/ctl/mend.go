@@ -132,12 +132,13 @@ func (c Command) Purge(ctx context.Context, wait bool) error {
 	return err
 }
 
-// purge returns the last state, and how many files were removed meanwhile.
+// purge returns the last state, and how many files were removed meanwhile; without
+// wait, how many since the store was opened.
 func (c Command) purge(ctx context.Context, t target, wait bool) (nfs.TrashState, uint64, error) {
 	began := time.Now()
 	first, err := t.PurgeTrash(ctx, true)
 	if err != nil || !wait {
-		return first, 0, err
+		return first, first.Removed, err
 	}
 	p := newProgress(c.Stderr)
 	defer p.end()

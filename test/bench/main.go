@@ -26,7 +26,7 @@ const (
 	inguest = "github.com/nfs-csi/nfs-csi-driver/test/bench/inguest"
 	// filled directories of files each are made on the server, to become the
 	// content of volumes.
-	filled, files = 7, 100_000
+	filled, files = 10, 100_000
 )
 
 func main() { testbed.Main("bench", budget, run) }

@@ -176,7 +176,10 @@ func (b *bench) volumes(ctx context.Context) (err error) {
 	if err := b.crowd(ctx, create); err != nil {
 		return err
 	}
-	return b.full(ctx, bareDelete)
+	if err := b.full(ctx, bareDelete); err != nil {
+		return err
+	}
+	return b.whilePurging(ctx, bareCreate, bareDelete)
 }
 
 // crowd makes volumes at the same time; cores is 1 in a guest.

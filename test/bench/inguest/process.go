@@ -27,6 +27,8 @@ type process struct {
 const (
 	mountsDir = "/var/lib/bench"
 	logDir    = "/run/bench"
+
+	adminSocket = "/run/admin.sock"
 )
 
 func (b *bench) start(ctx context.Context, role string) (*process, error) {
@@ -34,6 +36,8 @@ func (b *bench) start(ctx context.Context, role string) (*process, error) {
 	args := []string{role, "--endpoint=" + endpoint}
 	if role == "node" {
 		args = append(args, "--node-id=bench")
+	} else {
+		args = append(args, "--admin-endpoint=unix://"+adminSocket)
 	}
 	log, err := os.OpenFile(filepath.Join(logDir, role+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
