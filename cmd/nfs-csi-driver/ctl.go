@@ -55,7 +55,7 @@ is mounted there, with the rights of whoever runs it.`,
 			if len(args) > 0 {
 				return usageError{fmt.Errorf("unknown command %q", args[0])}
 			}
-			return usageError{fmt.Errorf("which one: volumes, trash, archive, orphans, adopt or purge?")}
+			return usageError{fmt.Errorf("which one: volumes, trash, archive, orphans, adopt, restore or purge?")}
 		},
 		Run: func(*cobra.Command, []string) {},
 	}
@@ -81,7 +81,7 @@ is mounted there, with the rights of whoever runs it.`,
 		ctlList(&c, "volumes", nfs.ItemVolume, "Volumes, by name", "  nfs-csi-driver ctl volumes\n  nfs-csi-driver ctl volumes -o wide --usage --export nfs.example.com:/srv/k8s"),
 		ctlList(&c, "trash", nfs.ItemTrash, "Deleted volumes that are not yet unlinked, the oldest first", "  nfs-csi-driver ctl trash\n  nfs-csi-driver ctl trash --usage -o json"),
 		ctlList(&c, "archive", nfs.ItemArchive, "Archived volumes, the oldest first", "  nfs-csi-driver ctl archive\n  nfs-csi-driver ctl archive --usage --path /mnt/export"),
-		ctlOrphans(&c), ctlAdopt(&c), ctlPurge(&c))
+		ctlOrphans(&c), ctlAdopt(&c), ctlRestore(&c), ctlPurge(&c))
 	return parent
 }
 
@@ -120,47 +120,82 @@ remove anything.`,
 }
 
 func ctlAdopt(c *ctl.Command) *cobra.Command {
-	var task nfs.Task
-	var claim, size, onDelete string
-	command := &cobra.Command{
-		Use:   "adopt directory --name name [flags]",
-		Short: "Give an existing directory a record, which makes it a volume",
-		Long: `adopt gives a directory of the export a record, so that it is a volume of this
+	command := ctlMend("1Gi", nfs.Retain, func(ctx context.Context, directory string, task nfs.Task) error {
+		task.Dir = directory
+		return c.Adopt(ctx, task)
+	})
+	command.Use = "adopt directory --name name [flags]"
+	command.Short = "Give an existing directory a record, which makes it a volume"
+	command.Long = `adopt gives a directory of the export a record, so that it is a volume of this
 driver from then on, and writes the PersistentVolume to use it with. Without --yes
-it only says whether it can. The directory and what is in it are not changed.`,
-		Example: `  nfs-csi-driver ctl adopt team/data --name team-data
-  nfs-csi-driver ctl adopt team/data --name team-data --capacity 100Gi --yes > pv.yaml`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return usageError{fmt.Errorf("%d directories are named; it takes one, relative to the share", len(args))}
-			}
-			task.Dir = args[0]
-			return nil
-		},
+it only says whether it can. The directory and what is in it are not changed.`
+	command.Example = `  nfs-csi-driver ctl adopt team/data --name team-data
+  nfs-csi-driver ctl adopt team/data --name team-data --capacity 100Gi --yes > pv.yaml`
+	return command
+}
+
+func ctlRestore(c *ctl.Command) *cobra.Command {
+	var dir string
+	command := ctlMend("", "", func(ctx context.Context, archive string, task nfs.Task) error {
+		task.Key, task.Dir = archive, dir
+		return c.Restore(ctx, task)
+	})
+	command.Use = "restore archive --name name [flags]"
+	command.Short = "Take an archived volume back into service"
+	command.Long = `restore makes a volume of an archive, which is named by its id ("ctl archive -o wide"
+shows it) or by the name of the volume that it was, and writes the PersistentVolume
+to use it with. Without --yes it only says whether it can. The directory is renamed,
+whatever its size, and nothing in it is changed.`
+	command.Example = `  nfs-csi-driver ctl restore pvc-4fbb2d7e-58c6-4d4c-a7a3-8d5d3f6f2e11 --name data-again
+  nfs-csi-driver ctl restore pvc-4fbb2d7e-58c6-4d4c-a7a3-8d5d3f6f2e11 --name data-again --claim shop/data --yes > pv.yaml`
+	command.Flags().StringVar(&dir, "directory", "", "where the directory is to be (default where it was)")
+	return command
+}
+
+// ctlMend is a command that makes a volume of its one argument. Defaults that are empty
+// are for the store to know.
+func ctlMend(capacity string, onDelete nfs.OnDelete, run func(ctx context.Context, what string, task nfs.Task) error) *cobra.Command {
+	var task nfs.Task
+	var claim, size, disposal string
+	command := &cobra.Command{Args: func(_ *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usageError{fmt.Errorf("it takes one argument, and %d are given", len(args))}
+		}
+		return nil
+	}}
+	note := ""
+	if capacity == "" {
+		note = " (default as it was)"
 	}
 	flags := command.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&task.Name, "name", "", "`name` of the PersistentVolume (required)")
-	flags.StringVar(&size, "capacity", "1Gi", "`size` of the volume; it is recorded, not enforced")
-	flags.StringVar(&onDelete, "on-delete", string(nfs.Retain), "what becomes of the directory when the volume is deleted: retain, archive or delete")
+	flags.StringVar(&size, "capacity", capacity, "`size` of the volume; it is recorded, not enforced"+note)
+	flags.StringVar(&disposal, "on-delete", string(onDelete), "what becomes of the directory when the volume is deleted: retain, archive or delete"+note)
 	flags.StringVar(&claim, "claim", "", "`namespace/name` of the PersistentVolumeClaim that is to get the volume")
 	flags.BoolVar(&task.Commit, "yes", false, "do it")
-	command.RunE = ctlRun(func(ctx context.Context) (err error) {
-		if task.Name == "" {
-			return usageError{fmt.Errorf("--name is missing: the name of the PersistentVolume")}
-		}
-		if task.CapacityBytes, err = ctl.ParseSize(size); err != nil {
-			return usageError{fmt.Errorf("--capacity: %w", err)}
-		}
-		if task.OnDelete, err = nfs.ParseOnDelete(onDelete); err != nil {
-			return usageError{fmt.Errorf("--on-delete: %w", err)}
-		}
-		var ok bool
-		if task.Claim.Namespace, task.Claim.Name, ok = strings.Cut(claim, "/"); claim != "" && (!ok || task.Claim.Namespace == "" || task.Claim.Name == "") {
-			return usageError{fmt.Errorf("--claim %q is not namespace/name", claim)}
-		}
-		return c.Adopt(ctx, task)
-	})
+	command.RunE = func(command *cobra.Command, args []string) error {
+		return ctlRun(func(ctx context.Context) (err error) {
+			if task.Name == "" {
+				return usageError{fmt.Errorf("--name is missing: the name of the PersistentVolume")}
+			}
+			if size != "" {
+				if task.CapacityBytes, err = ctl.ParseSize(size); err != nil {
+					return usageError{fmt.Errorf("--capacity: %w", err)}
+				}
+			}
+			if disposal != "" {
+				if task.OnDelete, err = nfs.ParseOnDelete(disposal); err != nil {
+					return usageError{fmt.Errorf("--on-delete: %w", err)}
+				}
+			}
+			var ok bool
+			if task.Claim.Namespace, task.Claim.Name, ok = strings.Cut(claim, "/"); claim != "" && (!ok || task.Claim.Namespace == "" || task.Claim.Name == "") {
+				return usageError{fmt.Errorf("--claim %q is not namespace/name", claim)}
+			}
+			return run(ctx, args[0], task)
+		})(command, args)
+	}
 	return command
 }
 

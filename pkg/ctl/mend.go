@@ -18,6 +18,17 @@ import (
 // writes the PersistentVolume to use it with.
 func (c Command) Adopt(ctx context.Context, task nfs.Task) error {
 	task.Kind = nfs.TaskAdopt
+	return c.mend(ctx, task, fmt.Sprintf("the directory %q", task.Dir))
+}
+
+// Restore takes an archive back into service, as Adopt does a directory.
+func (c Command) Restore(ctx context.Context, task nfs.Task) error {
+	task.Kind = nfs.TaskRestore
+	return c.mend(ctx, task, fmt.Sprintf("the archive %q", task.Key))
+}
+
+// mend makes a volume of what there is.
+func (c Command) mend(ctx context.Context, task nfs.Task, what string) error {
 	if c.Path != "" && c.Export == "" {
 		return usageError{errors.New("--path needs --export server:/share as well: the volume's handle holds it")}
 	}
@@ -37,14 +48,11 @@ func (c Command) Adopt(ctx context.Context, task nfs.Task) error {
 		}
 		return usageError{fmt.Errorf("name one of the %d exports:%s", len(targets), names)}
 	}
-	return c.adopt(ctx, targets[0], task)
-}
-
-func (c Command) adopt(ctx context.Context, t target, task nfs.Task) error {
+	t := targets[0]
 	p := newProgress(c.Stderr)
 	defer p.end()
 	state, err := runTask(ctx, t, task, func(s nfs.TaskState) {
-		p.show(0, 0, "%s: looking for other volumes in %q: %s seen", t.name, task.Dir, count(s.Seen))
+		p.show(0, 0, "%s: looking at %s: %s seen", t.name, what, count(s.Seen))
 	})
 	p.end()
 	if err != nil {
@@ -53,18 +61,24 @@ func (c Command) adopt(ctx context.Context, t target, task nfs.Task) error {
 	if len(state.Items) != 1 {
 		return t.errOf(fmt.Errorf("the store answered with %d volumes", len(state.Items)))
 	}
-	r := newRow(t, state.Items[0])
-	manifest := driver.PersistentVolume(t.driver, t.export, state.Items[0].Volume)
-	said := fmt.Sprintf("%s: the directory %q is the volume %q now. The PersistentVolume to use it with:", t.name, task.Dir, task.Name)
-	if !task.Commit {
-		said = fmt.Sprintf("%s: the directory %q can become the volume %q. Nothing was changed; --yes does it. Its PersistentVolume would be:", t.name, task.Dir, task.Name)
-	}
+	return c.writeVolume(t, state.Items[0], task.Commit, what)
+}
+
+// writeVolume says that something is a volume now, or can be, and writes its
+// PersistentVolume.
+func (c Command) writeVolume(t target, volume nfs.Item, committed bool, what string) error {
+	manifest := driver.PersistentVolume(t.driver, t.export, volume.Volume)
 	if c.Output == "json" {
 		return writeJSON(c.Stdout, struct {
 			row
 			DryRun           bool           `json:"dryRun"`
 			PersistentVolume map[string]any `json:"persistentVolume"`
-		}{r, !task.Commit, manifest})
+		}{newRow(t, volume), !committed, manifest})
+	}
+	said := fmt.Sprintf("%s: %s is the volume %q now. The PersistentVolume to use it with:", t.name, what, volume.Volume.Name)
+	if !committed {
+		said = fmt.Sprintf("%s: %s can become the volume %q in directory %q. Nothing was changed; --yes does it. Its PersistentVolume would be:",
+			t.name, what, volume.Volume.Name, volume.Volume.Dir)
 	}
 	if _, err := fmt.Fprintln(c.Stderr, said); err != nil {
 		return err
@@ -75,7 +89,7 @@ func (c Command) adopt(ctx context.Context, t target, task nfs.Task) error {
 	if err := e.Encode(manifest); err != nil {
 		return err
 	}
-	_, err = c.Stdout.Write(out.Bytes())
+	_, err := c.Stdout.Write(out.Bytes())
 	return err
 }
 

@@ -29,6 +29,8 @@ type row struct {
 	Deleted       time.Time `json:"deleted,omitzero"`
 	Archived      time.Time `json:"archived,omitzero"`
 	Expires       time.Time `json:"expires,omitzero"`
+	// Archive is the id of an archive.
+	Archive string `json:"archive,omitempty"`
 	// What --usage measures.
 	UsedBytes             *int64 `json:"usedBytes,omitempty"`
 	UsedFiles             *int64 `json:"usedFiles,omitempty"`
@@ -58,6 +60,7 @@ func newRow(t target, i nfs.Item) row {
 		r.Deleted = i.Since
 	case nfs.ItemArchive:
 		r.Archived, r.Expires = i.Since, i.Expires
+		r.Archive, _, _ = strings.Cut(i.Key, "+") // what follows is who takes it back
 	}
 	return r
 }
@@ -126,7 +129,8 @@ func columnsOf(kind nfs.ItemKind, now time.Time, exports, usage bool) []column {
 	case nfs.ItemArchive:
 		directory.wide = true
 		columns = append(append([]column{name, directory, path}, size...), claim, since("ARCHIVED"),
-			column{"EXPIRES", func(r row) string { return until(now, r.Expires) }, false}, instance)
+			column{"EXPIRES", func(r row) string { return until(now, r.Expires) }, false}, instance,
+			column{"ARCHIVE", func(r row) string { return text(r.Archive) }, true})
 	default:
 		columns = []column{{"KIND", func(r row) string { return r.Kind }, false}, path, name, problem, instance}
 		return withExport(columns, exports)

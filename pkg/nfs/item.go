@@ -51,6 +51,9 @@ const (
 	TaskOrphans TaskKind = "orphans"
 	// TaskAdopt gives an existing directory a record, or says why it cannot have one.
 	TaskAdopt TaskKind = "adopt"
+	// TaskRestore takes the archive with the task's Key, its id or original name, back
+	// into service, or says what that would be.
+	TaskRestore TaskKind = "restore"
 )
 
 // Task is work for an operator that may take long. Two equal tasks are the same one.
@@ -60,7 +63,8 @@ type Task struct {
 	Item ItemKind
 	Key  string
 	// Name, Dir, CapacityBytes, OnDelete and Claim are of the volume that TaskAdopt
-	// makes of the directory Dir. It only looks, unless Commit is set.
+	// makes of the directory Dir, and TaskRestore of an archive: for that, all but Name
+	// may be left out. Both only look, unless Commit is set.
 	Name, Dir     string
 	CapacityBytes int64
 	OnDelete      OnDelete

@@ -70,6 +70,20 @@ func TestCtl(t *testing.T) {
 		}
 	}
 
+	// The archive comes back as another volume.
+	old, stderr, err := b.ctl(ctx, append([]string{"restore", "ctl-old", "--name=ctl-again", "--directory=again", "--on-delete=delete", "--yes", "-o", "json"}, ways["socket"]...)...)
+	if err != nil {
+		t.Fatalf("restore: %v: %s", err, stderr)
+	}
+	var again ctlRow
+	if err := json.Unmarshal([]byte(old), &again); err != nil || again.Directory != "again" || len(b.ctlRows(ctx, t, append([]string{"archive"}, ways["path"]...)...)) != 0 {
+		t.Errorf("restored: %v, %s", err, old)
+	}
+	shell(ctx, t, b.Server.Guest, `test -d "$1"`, looked+"/again")
+	if err := remove(ctx, b.controller, again.Handle); err != nil {
+		t.Error(err)
+	}
+
 	// A directory of another becomes a volume, which CSI can delete.
 	adopt := func(flags ...string) (string, error) {
 		stdout, stderr, err := b.ctl(ctx, append([]string{"adopt", "stray", "--name=ctl-stray", "--on-delete=delete", "-o", "json"}, flags...)...)
@@ -95,7 +109,7 @@ func TestCtl(t *testing.T) {
 	if got := shell(ctx, t, client, `cat "$1/deep/file"`, m.target); got != "precious" {
 		t.Errorf("the adopted volume holds %q", got)
 	}
-	_, stderr, err := b.ctl(ctx, append([]string{"adopt", "team", "--name=ctl-team", "--yes"}, ways["socket"]...)...)
+	_, stderr, err = b.ctl(ctx, append([]string{"adopt", "team", "--name=ctl-team", "--yes"}, ways["socket"]...)...)
 	var exit *lab.ExitError
 	if !errors.As(err, &exit) || exit.Code != 1 || !strings.Contains(stderr, export) || !strings.Contains(stderr, `"team/live"`) {
 		t.Errorf("adopting what holds a volume: %v: %s", err, stderr)

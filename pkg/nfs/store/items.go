@@ -205,13 +205,16 @@ func (v *view) archive(ctx context.Context, item *nfs.Item) error {
 	if due := a.due(time.Unix(file.mtime.Unix())); !due.IsZero() {
 		item.Expires = due.UTC()
 	}
+	if _, by, _ := parseArchiveName(name); by != "" {
+		item.Problem = fmt.Sprintf("the volume %q takes it back; if nothing finishes that, see the guide for recovery", idOf(by))
+	}
 	at := path.Join(parentOf(a.Volume.Dir), a.Target)
 	switch there, err := v.s.isDirectory(ctx, at); {
 	case err != nil:
 		return err
 	case there:
 		item.Path = at
-	default:
+	case item.Problem == "":
 		item.Problem = fmt.Sprintf("its directory %q is missing", at)
 	}
 	return nil

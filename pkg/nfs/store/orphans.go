@@ -150,8 +150,10 @@ func (s *search) archives(ctx context.Context) error {
 			return err
 		}
 		s.task.seen.Add(1)
-		if item.Problem == "" {
+		if item.Path != "" {
 			s.know(item.Path)
+		}
+		if item.Problem == "" {
 			continue
 		}
 		if s.deleting[item.Volume.ID] { // the directory is on its way

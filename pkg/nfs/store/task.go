@@ -44,7 +44,7 @@ type task struct {
 // RunTask begins the task, or joins it where it runs already, and returns its state
 // when it is done, or after a second. The end of a task is told once; a task that
 // nobody asks for any more is given up after half a minute. Errors: ErrInvalid;
-// ErrNotFound for the item of TaskUsage; those of CreateVolume for TaskAdopt.
+// ErrNotFound for the item of TaskUsage; those of CreateVolume for TaskAdopt and TaskRestore.
 func (s *Store) RunTask(ctx context.Context, which nfs.Task) (nfs.TaskState, error) {
 	run, err := s.taskFunc(which)
 	if err != nil {
@@ -91,6 +91,8 @@ func (s *Store) taskFunc(which nfs.Task) (taskFunc, error) {
 		return s.orphans, nil
 	case nfs.TaskAdopt:
 		return func(ctx context.Context, t *task) ([]nfs.Item, error) { return s.adopt(ctx, t, which) }, nil
+	case nfs.TaskRestore:
+		return func(ctx context.Context, _ *task) ([]nfs.Item, error) { return s.restore(ctx, which) }, nil
 	}
 	return nil, fmt.Errorf("%w: there is no task %q", nfs.ErrInvalid, which.Kind)
 }
