@@ -45,7 +45,7 @@ func ctlCommand() *cobra.Command {
 	var c ctl.Command
 	parent := &cobra.Command{
 		Use:   "ctl command [flags]",
-		Short: "Look at volumes, trash, archives and orphans, and mend them",
+		Short: "Look at volumes, snapshots, trash, archives and orphans, and mend them",
 		Long: `ctl shows what there is on the exports, and mends it. It asks the controller in
 whose container it runs. With --path it needs none: it works on the export that
 is mounted there, with the rights of whoever runs it.`,
@@ -55,7 +55,7 @@ is mounted there, with the rights of whoever runs it.`,
 			if len(args) > 0 {
 				return usageError{fmt.Errorf("unknown command %q", args[0])}
 			}
-			return usageError{fmt.Errorf("which one: volumes, trash, archive, orphans, adopt, restore or purge?")}
+			return usageError{fmt.Errorf("which one: volumes, snapshots, trash, archive, orphans, adopt, restore or purge?")}
 		},
 		Run: func(*cobra.Command, []string) {},
 	}
@@ -79,6 +79,7 @@ is mounted there, with the rights of whoever runs it.`,
 	}
 	parent.AddCommand(
 		ctlList(&c, "volumes", nfs.ItemVolume, "Volumes, by name", "  nfs-csi-driver ctl volumes\n  nfs-csi-driver ctl volumes -o wide --usage --export nfs.example.com:/srv/k8s"),
+		ctlList(&c, "snapshots", nfs.ItemSnapshot, "Snapshots, by name", "  nfs-csi-driver ctl snapshots\n  nfs-csi-driver ctl snapshots --usage -o json"),
 		ctlList(&c, "trash", nfs.ItemTrash, "Deleted volumes that are not yet unlinked, the oldest first", "  nfs-csi-driver ctl trash\n  nfs-csi-driver ctl trash --usage -o json"),
 		ctlList(&c, "archive", nfs.ItemArchive, "Archived volumes, the oldest first", "  nfs-csi-driver ctl archive\n  nfs-csi-driver ctl archive --usage --path /mnt/export"),
 		ctlOrphans(&c), ctlAdopt(&c), ctlRestore(&c), ctlPurge(&c))

@@ -83,7 +83,7 @@ func TestCommandLine(t *testing.T) {
 		{"no such kubeconfig", "controller", map[string]string{"NFS_CSI_KUBECONFIG": "/nonexistent"}, 2, "--kubeconfig /nonexistent: "},
 		{"admin endpoint", "controller --admin-endpoint=/run/x", nil, 2, `--admin-endpoint "/run/x" is not of the form unix:///`},
 		{"one socket for two", "controller --admin-endpoint=unix:///a --endpoint=unix:///a", nil, 2, "a socket of its own"},
-		{"ctl without a command", "ctl", nil, 2, "which one: volumes, trash"},
+		{"ctl without a command", "ctl", nil, 2, "which one: volumes, snapshots, trash"},
 		{"ctl with an unknown command", "ctl volume", nil, 2, `unknown command "volume"`},
 		{"ctl with a bad output", "ctl volumes -o yaml", nil, 2, `--output "yaml" is none of table, wide, json`},
 		{"ctl with an argument", "ctl trash now", nil, 2, `unexpected argument "now"`},

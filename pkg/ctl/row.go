@@ -15,20 +15,23 @@ type row struct {
 	Kind   string `json:"kind"`
 	Export string `json:"export"`
 	// Path is relative to the share.
-	Path          string    `json:"path,omitempty"`
-	ID            string    `json:"id,omitempty"`
-	Name          string    `json:"name,omitempty"`
-	Directory     string    `json:"directory,omitempty"`
-	CapacityBytes int64     `json:"capacityBytes,omitempty"`
-	OnDelete      string    `json:"onDelete,omitempty"`
-	Claim         nfs.Claim `json:"claim,omitzero"`
-	Driver        string    `json:"driver,omitempty"`
-	Instance      string    `json:"instance,omitempty"`
-	Handle        string    `json:"handle,omitempty"`
-	Created       time.Time `json:"created,omitzero"`
-	Deleted       time.Time `json:"deleted,omitzero"`
-	Archived      time.Time `json:"archived,omitzero"`
-	Expires       time.Time `json:"expires,omitzero"`
+	Path          string `json:"path,omitempty"`
+	ID            string `json:"id,omitempty"`
+	Name          string `json:"name,omitempty"`
+	Directory     string `json:"directory,omitempty"`
+	CapacityBytes int64  `json:"capacityBytes,omitempty"`
+	// SizeBytes and Source are of a snapshot.
+	SizeBytes int64     `json:"sizeBytes,omitempty"`
+	Source    string    `json:"source,omitempty"`
+	OnDelete  string    `json:"onDelete,omitempty"`
+	Claim     nfs.Claim `json:"claim,omitzero"`
+	Driver    string    `json:"driver,omitempty"`
+	Instance  string    `json:"instance,omitempty"`
+	Handle    string    `json:"handle,omitempty"`
+	Created   time.Time `json:"created,omitzero"`
+	Deleted   time.Time `json:"deleted,omitzero"`
+	Archived  time.Time `json:"archived,omitzero"`
+	Expires   time.Time `json:"expires,omitzero"`
 	// Archive is the id of an archive.
 	Archive string `json:"archive,omitempty"`
 	// What --usage measures.
@@ -56,6 +59,8 @@ func newRow(t target, i nfs.Item) row {
 		if r.ID == "" { // of a record that cannot be read
 			r.ID = i.Key
 		}
+	case nfs.ItemSnapshot:
+		r.SizeBytes, r.CapacityBytes, r.Source = v.CapacityBytes, 0, i.Source
 	case nfs.ItemTrash:
 		r.Deleted = i.Since
 	case nfs.ItemArchive:
@@ -123,6 +128,10 @@ func columnsOf(kind nfs.ItemKind, now time.Time, exports, usage bool) []column {
 	case nfs.ItemVolume:
 		handle := column{"HANDLE", func(r row) string { return text(r.Handle) }, true}
 		columns = append(append([]column{name, directory}, size...), onDelete, claim, since("AGE"), instance, handle)
+	case nfs.ItemSnapshot:
+		size[0] = column{"SIZE", func(r row) string { return sizeOf(r.SizeBytes) }, false}
+		source := column{"VOLUME", func(r row) string { return text(r.Source) }, false}
+		columns = append(append([]column{name, source}, size...), since("AGE"), instance)
 	case nfs.ItemTrash:
 		path.wide = true
 		columns = append(append([]column{name, directory}, size...), claim, since("DELETED"), instance, path)
@@ -176,7 +185,7 @@ func sortRows(rows []row) {
 			return c
 		}
 		switch a.item.Kind {
-		case nfs.ItemVolume:
+		case nfs.ItemVolume, nfs.ItemSnapshot:
 			return strings.Compare(a.Name+"\x00"+a.ID, b.Name+"\x00"+b.ID)
 		case nfs.ItemTrash, nfs.ItemArchive:
 			if c := a.item.Since.Compare(b.item.Since); c != 0 {

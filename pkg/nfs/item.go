@@ -5,12 +5,15 @@ import "time"
 // ItemKind says what an Item is.
 type ItemKind string
 
-// The kinds of items. The first three are listed; the rest are what a store finds
+// The kinds of items. The first four are listed; the rest are what a store finds
 // that does not belong together (TaskOrphans).
 const (
 	ItemVolume  ItemKind = "volume"
 	ItemTrash   ItemKind = "trash"   // a deleted volume that is not yet unlinked
 	ItemArchive ItemKind = "archive" // a deleted volume that was kept
+	// ItemSnapshot is of a volume. Its Volume has the snapshot's id, name and time, and
+	// its size as the capacity.
+	ItemSnapshot ItemKind = "snapshot"
 	// ItemDirectory is a directory that no record tells of, ItemRecord a record
 	// without its directory or that cannot be read, and ItemClaim the claim of a
 	// directory by a volume that has no record.
@@ -29,6 +32,8 @@ type Item struct {
 	Path string
 	// Volume is what its record says; the zero value when it has none that can be read.
 	Volume Volume
+	// Source is the id of the volume that an ItemSnapshot is of.
+	Source string
 	// Driver and Instance are whose it is.
 	Driver, Instance string
 	// Since is when it became what it is: was created, deleted or archived. Zero

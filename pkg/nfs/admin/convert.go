@@ -35,7 +35,7 @@ func itemsToPB(items []nfs.Item) []*adminpb.Item {
 		out = append(out, &adminpb.Item{
 			Kind: string(i.Kind), Key: []byte(i.Key), Path: []byte(i.Path), Volume: volumeToPB(i.Volume),
 			Driver: i.Driver, Instance: i.Instance, SinceUnixNano: timeToPB(i.Since), Problem: []byte(i.Problem),
-			ExpiresUnixNano: timeToPB(i.Expires),
+			ExpiresUnixNano: timeToPB(i.Expires), Source: i.Source,
 		})
 	}
 	return out
@@ -47,7 +47,7 @@ func itemsFromPB(items []*adminpb.Item) []nfs.Item {
 		out = append(out, nfs.Item{
 			Kind: nfs.ItemKind(i.GetKind()), Key: string(i.GetKey()), Path: string(i.GetPath()), Volume: volumeFromPB(i.GetVolume()),
 			Driver: i.GetDriver(), Instance: i.GetInstance(), Since: timeFromPB(i.SinceUnixNano), Problem: string(i.GetProblem()),
-			Expires: timeFromPB(i.ExpiresUnixNano),
+			Expires: timeFromPB(i.ExpiresUnixNano), Source: i.GetSource(),
 		})
 	}
 	return out

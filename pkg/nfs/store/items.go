@@ -82,6 +82,8 @@ func (v *view) keys(ctx context.Context, kind nfs.ItemKind) (keys []string, err 
 		keys, err = namesOf(ctx, v.l.volumes, recordSuffix)
 	case nfs.ItemArchive:
 		keys, err = namesOf(ctx, v.l.archive, recordSuffix)
+	case nfs.ItemSnapshot:
+		keys, err = v.snapshotKeys(ctx)
 	case nfs.ItemTrash:
 		if err = v.readTrash(ctx); err == nil {
 			for name := range v.entries {
@@ -163,6 +165,8 @@ func (v *view) item(ctx context.Context, kind nfs.ItemKind, key string) (nfs.Ite
 		err = v.volume(ctx, &item)
 	case nfs.ItemArchive:
 		err = v.archive(ctx, &item)
+	case nfs.ItemSnapshot:
+		err = v.snapshot(ctx, &item)
 	case nfs.ItemTrash:
 		err = v.deleted(ctx, &item)
 	default:
@@ -216,6 +220,50 @@ func (v *view) archive(ctx context.Context, item *nfs.Item) error {
 		item.Path = at
 	case item.Problem == "":
 		item.Problem = fmt.Sprintf("its directory %q is missing", at)
+	}
+	return nil
+}
+
+// snapshotKeys returns the ids of the snapshots, those that are being made first
+// looked for, since they move.
+func (v *view) snapshotKeys(ctx context.Context) ([]string, error) {
+	names, err := namesOf(ctx, v.l.work, "")
+	if err != nil {
+		return nil, err
+	}
+	var keys []string
+	for _, name := range names {
+		if kind, id, ok := parseJobName(name); ok && kind == snapshotJob {
+			keys = append(keys, id)
+		}
+	}
+	names, err = namesOf(ctx, v.l.snapshots, "")
+	for _, name := range names {
+		if nfs.CheckRecordID(name) == nil {
+			keys = append(keys, name)
+		}
+	}
+	return keys, err
+}
+
+func (v *view) snapshot(ctx context.Context, item *nfs.Item) error {
+	job, err := v.s.findSnapshot(ctx, v.l, item.Key)
+	if errors.Is(err, nfs.ErrBusy) || err == nil && job == nil {
+		return fmt.Errorf("%w: the snapshot %q", nfs.ErrNotFound, item.Key)
+	}
+	if err != nil {
+		return err
+	}
+	defer job.close()
+	s, err := job.snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	item.Volume = nfs.Volume{ID: s.ID, Name: s.Name, CapacityBytes: s.SizeBytes, Created: s.Created}
+	item.Source, item.Driver, item.Instance, item.Since = s.Volume, job.record.Driver, job.record.Instance, s.Created
+	if item.Path = path.Join(v.l.snapshots.path, s.ID); !s.Ready {
+		item.Path = path.Join(v.l.work.path, job.name)
+		item.Problem = "it is still being copied, and not ready to use"
 	}
 	return nil
 }

@@ -108,6 +108,37 @@ func TestListItems(t *testing.T) {
 	wantError(t, err, nfs.ErrInvalid, "odd")
 }
 
+func TestListSnapshotItems(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	create(t, s, volumeSpec("v", "v"))
+	mustWrite(t, dir+"/v/file", "12345")
+	var ready nfs.Snapshot
+	waitFor(t, "the snapshot to be ready", func() (bool, string) {
+		var err error
+		if ready, err = s.CreateSnapshot(t.Context(), "snap", "v"); err != nil {
+			t.Fatal(err)
+		}
+		return ready.Ready, fmt.Sprintf("%+v", ready)
+	})
+	remove(t, s, "v")
+	want := []nfs.Item{{Kind: nfs.ItemSnapshot, Key: "snap", Path: ownDir + "/snapshots/snap", Source: "v", Driver: "csi.test", Instance: "one",
+		Since: ready.Created, Volume: nfs.Volume{ID: "snap", Name: "snap", CapacityBytes: 5, Created: ready.Created}}}
+	if diff := cmp.Diff(want, listItems(t, s, nfs.ItemSnapshot)); diff != "" {
+		t.Errorf("snapshots (-want +got):\n%s", diff)
+	}
+	if state, err := runTask(t, s, nfs.Task{Kind: nfs.TaskUsage, Item: nfs.ItemSnapshot, Key: "snap"}); err != nil || state.Seen < 3 {
+		t.Errorf("%+v, %v", state, err)
+	}
+	if err := s.DeleteSnapshot(t.Context(), "snap"); err != nil {
+		t.Fatal(err)
+	}
+	if got := listItems(t, s, nfs.ItemSnapshot); len(got) > 0 {
+		t.Errorf("deleted: %+v", got)
+	}
+	waitPurged(t, dir)
+}
+
 // hookOn calls f before an operation on something with that last element.
 func hookOn(op, base string, f func() error) hook {
 	return func(_ context.Context, o, p string) error {

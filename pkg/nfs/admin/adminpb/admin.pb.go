@@ -299,6 +299,7 @@ type Item struct {
 	SinceUnixNano   *int64 `protobuf:"varint,7,opt,name=since_unix_nano,json=sinceUnixNano,proto3,oneof" json:"since_unix_nano,omitempty"`
 	Problem         []byte `protobuf:"bytes,8,opt,name=problem,proto3" json:"problem,omitempty"`
 	ExpiresUnixNano *int64 `protobuf:"varint,9,opt,name=expires_unix_nano,json=expiresUnixNano,proto3,oneof" json:"expires_unix_nano,omitempty"`
+	Source          string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -394,6 +395,13 @@ func (x *Item) GetExpiresUnixNano() int64 {
 		return *x.ExpiresUnixNano
 	}
 	return 0
+}
+
+func (x *Item) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
 }
 
 type Volume struct {
@@ -916,7 +924,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x05after\x18\x03 \x01(\fR\x05after\x12\x14\n" +
 	"\x05limit\x18\x04 \x01(\x05R\x05limit\"=\n" +
 	"\x11ListItemsResponse\x12(\n" +
-	"\x05items\x18\x01 \x03(\v2\x12.nfscsi.admin.ItemR\x05items\"\xc4\x02\n" +
+	"\x05items\x18\x01 \x03(\v2\x12.nfscsi.admin.ItemR\x05items\"\xdc\x02\n" +
 	"\x04Item\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x12\n" +
@@ -926,7 +934,9 @@ const file_admin_proto_rawDesc = "" +
 	"\binstance\x18\x06 \x01(\tR\binstance\x12+\n" +
 	"\x0fsince_unix_nano\x18\a \x01(\x03H\x00R\rsinceUnixNano\x88\x01\x01\x12\x18\n" +
 	"\aproblem\x18\b \x01(\fR\aproblem\x12/\n" +
-	"\x11expires_unix_nano\x18\t \x01(\x03H\x01R\x0fexpiresUnixNano\x88\x01\x01B\x12\n" +
+	"\x11expires_unix_nano\x18\t \x01(\x03H\x01R\x0fexpiresUnixNano\x88\x01\x01\x12\x16\n" +
+	"\x06source\x18\n" +
+	" \x01(\tR\x06sourceB\x12\n" +
 	"\x10_since_unix_nanoB\x14\n" +
 	"\x12_expires_unix_nano\"\xc6\x02\n" +
 	"\x06Volume\x12\x0e\n" +
