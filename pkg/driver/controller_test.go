@@ -134,7 +134,11 @@ func TestCreateVolumeRefuses(t *testing.T) {
 		{"climbing share", param("share", "/a/../b"), invalid, `".."`},
 		{"unknown parameter", param("shar", "/x"), invalid, `unknown parameter "shar": the nearest known one is "share"`},
 		{"misspelt parameter", param("mountPermission", "0777"), invalid, `nearest known one is "mountPermissions"`},
-		{"not yet known: shared", param("shared", "true"), invalid, `unknown parameter "shared"`},
+		{"shared by nobody", param("shared", "true"), invalid, `"shared" needs a "subDir"`},
+		{"shared neither way", param("shared", "yes"), invalid, `shared "yes" is neither`},
+		{"shared archive", func(r *csi.CreateVolumeRequest) {
+			r.Parameters["shared"], r.Parameters["subDir"], r.Parameters["restoreArchive"] = "true", "x", "y"
+		}, invalid, "exclude each other"},
 		{"retention without an archive", param("archiveRetention", "1h"), invalid, `"archiveRetention" needs "onDelete" archive`},
 		{"retention that is none", func(r *csi.CreateVolumeRequest) {
 			r.Parameters["onDelete"], r.Parameters["archiveRetention"] = "archive", "a month"
@@ -165,22 +169,6 @@ func TestCreateVolumeRefuses(t *testing.T) {
 			_, err := c.CreateVolume(t.Context(), createRequest(tt.edit))
 			wantStatus(t, err, tt.code, tt.part)
 		})
-	}
-}
-
-// TestRestoreArchive: an archive keeps the mode that it has, unless another is asked for.
-func TestRestoreArchive(t *testing.T) {
-	for mode, want := range map[string]uint32{"": 0, "0": 0, "0770": 0o770} {
-		var asked nfs.VolumeSpec
-		store := echoStore()
-		echo := store.create
-		store.create = func(ctx context.Context, s nfs.VolumeSpec) (nfs.Volume, error) { asked = s; return echo(ctx, s) }
-		_, err := serve(t, Config{Stores: oneStore(store)}).CreateVolume(t.Context(), createRequest(func(r *csi.CreateVolumeRequest) {
-			r.Parameters["restoreArchive"], r.Parameters["mountPermissions"] = "pvc-0", mode
-		}))
-		if err != nil || asked.RestoreArchive != "pvc-0" || nfs.UnixMode(asked.Mode) != want {
-			t.Errorf("mode %q: asked for %+v, %v", mode, asked, err)
-		}
 	}
 }
 

@@ -21,6 +21,7 @@ const (
 	paramOnDelete         = "onDelete"
 	paramArchiveRetention = "archiveRetention"
 	paramRestoreArchive   = "restoreArchive"
+	paramShared           = "shared"
 	paramMountPermissions = "mountPermissions"
 	paramUID              = "uid"
 	paramGID              = "gid"
@@ -44,6 +45,7 @@ type parameters struct {
 	onDelete      nfs.OnDelete
 	retention     time.Duration // of the archive; 0 means for ever
 	restore       string        // the archive to take back
+	shared        bool
 	mode          fs.FileMode
 	modeGiven     bool // and not the default that comes without
 	uid, gid      *uint32
@@ -76,6 +78,8 @@ func parseParameters(raw map[string]string) (parameters, error) {
 			p.retention, err = nfs.ParseRetention(value)
 		case strings.ToLower(paramRestoreArchive):
 			p.restore = value
+		case paramShared:
+			p.shared, err = parseShared(value)
 		case strings.ToLower(paramMountPermissions):
 			p.mode, p.modeGiven, err = parseMode(value)
 		case paramUID:
@@ -211,6 +215,12 @@ func (p parameters) spec(name string) (nfs.VolumeSpec, error) {
 	if err != nil {
 		return nfs.VolumeSpec{}, err
 	}
+	if p.shared && p.restore != "" {
+		return nfs.VolumeSpec{}, invalidf("parameters %q and %q exclude each other: an archive becomes the directory of one volume", paramShared, paramRestoreArchive)
+	}
+	if p.shared && (p.subDir == "" || strings.Contains(p.subDir, "${pv.metadata.name}")) {
+		return nfs.VolumeSpec{}, invalidf("parameter %q needs a %q that several claims have in common, so without ${pv.metadata.name}", paramShared, paramSubDir)
+	}
 	if p.retention > 0 && p.onDelete != nfs.Archive {
 		// Whoever writes it expects to find deleted data again.
 		return nfs.VolumeSpec{}, invalidf("parameter %q needs %q %s: with %s nothing is archived", paramArchiveRetention, paramOnDelete, nfs.Archive, p.onDelete)
@@ -220,6 +230,7 @@ func (p parameters) spec(name string) (nfs.VolumeSpec, error) {
 		mode = 0 // what the archive has
 	}
 	return nfs.VolumeSpec{
+		Shared:           p.shared,
 		RestoreArchive:   p.restore,
 		Name:             name,
 		Dir:              dir,
@@ -244,6 +255,17 @@ func foldKeys(raw map[string]string) (map[string]string, error) {
 		folded[lower] = raw[key]
 	}
 	return folded, nil
+}
+
+// parseShared reads whether other volumes may have the same directory.
+func parseShared(s string) (bool, error) {
+	switch strings.ToLower(s) {
+	case "true":
+		return true, nil
+	case "", "false":
+		return false, nil
+	}
+	return false, invalidf("%s %q is neither true nor false", paramShared, s)
 }
 
 // parseMode reads octal permissions; "" and "0" mean the default, as they do
@@ -277,7 +299,7 @@ func parseID(param, s string) (*uint32, error) {
 }
 
 func unknownParameter(key string) error {
-	known := []string{paramServer, paramShare, paramSubDir, paramOnDelete, paramArchiveRetention, paramRestoreArchive, paramMountPermissions, paramUID, paramGID}
+	known := []string{paramServer, paramShare, paramSubDir, paramOnDelete, paramArchiveRetention, paramRestoreArchive, paramShared, paramMountPermissions, paramUID, paramGID}
 	nearest := slices.MinFunc(known, func(a, b string) int {
 		return editDistance(key, strings.ToLower(a)) - editDistance(key, strings.ToLower(b))
 	})

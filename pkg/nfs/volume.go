@@ -63,6 +63,9 @@ type VolumeSpec struct {
 	RestoreArchive string
 	// Source is what the volume is a copy of at first, if of anything.
 	Source Source
+	// Shared lets other volumes that say so have the same directory. It is made with
+	// the first, which gives it owner and mode, and goes as the last of them says.
+	Shared bool
 }
 
 // Claim is the PersistentVolumeClaim that a volume was made for.
@@ -90,6 +93,7 @@ type Volume struct {
 	// that the volume was made from, if it was.
 	RestoredArchive, RestoredName string
 	Source                        Source
+	Shared                        bool
 	Created                       time.Time
 }
 
@@ -109,6 +113,8 @@ func (v Volume) Incompatible(spec VolumeSpec) string {
 		return fmt.Sprintf("its onDelete is %q, not %q", v.OnDelete, spec.OnDelete)
 	case (v.RestoredArchive == "") != (spec.RestoreArchive == ""), spec.RestoreArchive != "" && spec.RestoreArchive != v.RestoredArchive && spec.RestoreArchive != v.RestoredName:
 		return fmt.Sprintf("it was made from the archive %q, not from %q", v.RestoredArchive, spec.RestoreArchive)
+	case v.Shared != spec.Shared:
+		return fmt.Sprintf("for the parameter shared it has %v, not %v", v.Shared, spec.Shared)
 	case v.ArchiveRetention != spec.ArchiveRetention:
 		return fmt.Sprintf("its archiveRetention is %s, not %s", retentionText(v.ArchiveRetention), retentionText(spec.ArchiveRetention))
 	case v.Mode != spec.Mode:

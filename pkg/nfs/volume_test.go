@@ -63,6 +63,7 @@ func TestIncompatible(t *testing.T) {
 		{"archive by its id", func(s *nfs.VolumeSpec) { s.RestoreArchive = "old-1" }, ""},
 		{"another archive", func(s *nfs.VolumeSpec) { s.RestoreArchive = "old-2" }, `"old-1", not from "old-2"`},
 		{"no archive", func(s *nfs.VolumeSpec) { s.RestoreArchive = "" }, `"old-1", not from ""`},
+		{"shared", func(s *nfs.VolumeSpec) { s.Shared = true }, "has false, not true"},
 		{"mode", func(s *nfs.VolumeSpec) { s.Mode = 0o700 | fs.ModeSetgid }, "02700"},
 		{"uid", func(s *nfs.VolumeSpec) { s.UID = &two }, "uid"},
 		{"gid", func(s *nfs.VolumeSpec) { s.GID = &two }, "gid"},

@@ -1,6 +1,7 @@
 package acceptance
 
 import (
+	"fmt"
 	"path"
 	"strings"
 	"sync"
@@ -112,4 +113,57 @@ func TestTakeBack(t *testing.T) {
 	if n := len(strings.Fields(left)); n != 2 {
 		t.Errorf("left are %q, want the last archive and its record", left)
 	}
+}
+
+// TestShared: two controllers make and delete volumes that share a directory, which
+// stays, whole, until the last of them goes.
+func TestShared(t *testing.T) {
+	ctx, b := inLab(t)
+	second, err := b.StartDriver(ctx, b.Clients[1], "controller", "-v=4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := second.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	server := b.Server.IPv4()
+	first, err := create(ctx, b.controller, "shared-first", server, data, "subDir", "shared/data", "shared", "true", "mountPermissions", "0777")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shell(ctx, t, b.Server.Guest, `echo precious >"$1/file"`, data+"/shared/data")
+	var wg sync.WaitGroup
+	for i, d := range []*testbed.Driver{b.controller, second} {
+		wg.Go(func() {
+			for n := range 5 {
+				name := fmt.Sprintf("shared-%d-%d", i, n)
+				v, err := create(ctx, d, name, server, data, "subDir", "shared/data", "shared", "true")
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+					return
+				}
+				if got := v.VolumeContext["subDir"]; got != "shared/data" {
+					t.Errorf("%s is %q", name, got)
+				}
+				if err := remove(ctx, d, v.VolumeId); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	_, err = create(ctx, second, "shared-not", server, data, "subDir", "shared/data")
+	wantCode(t, err, codes.AlreadyExists, server+":"+data, "shared")
+	if got := shell(ctx, t, b.Server.Guest, `cd "$1" && cat file && stat -c %a .`, data+"/shared/data"); got != "precious\n777" {
+		t.Errorf("the directory holds and is %q", got)
+	}
+	if err := remove(ctx, second, first.VolumeId); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, func() (string, bool) {
+		got := shell(ctx, t, b.Server.Guest, `cd "$1" && ls -d shared .nfs-csi/shared/* 2>/dev/null; true`, data)
+		return got, got == ""
+	})
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"time"
-	"unicode/utf8"
 
 	"k8s.io/klog/v2"
 
@@ -40,34 +38,6 @@ func (s *Store) CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volu
 	return v, nil
 }
 
-func checkSpec(spec nfs.VolumeSpec) error {
-	if err := nfs.CheckSubDir(spec.Dir); err != nil {
-		return err
-	}
-	onDelete, err := nfs.ParseOnDelete(string(spec.OnDelete))
-	switch {
-	case err != nil:
-		return err
-	case onDelete != spec.OnDelete:
-		return fmt.Errorf("%w: onDelete is %q", nfs.ErrInvalid, spec.OnDelete)
-	case spec.Name == "" || !utf8.ValidString(spec.Name):
-		return fmt.Errorf("%w: the volume's name %q is empty or not valid UTF-8", nfs.ErrInvalid, spec.Name)
-	case spec.MinBytes < 0 || spec.MaxBytes < 0 || spec.MaxBytes > 0 && spec.MaxBytes < spec.MinBytes:
-		return fmt.Errorf("%w: %d to %d bytes is no range of capacities", nfs.ErrInvalid, spec.MinBytes, spec.MaxBytes)
-	case spec.ArchiveRetention < 0:
-		return fmt.Errorf("%w: archiveRetention %s is negative", nfs.ErrInvalid, spec.ArchiveRetention)
-	case spec.Source.Volume != "" && spec.Source.Snapshot != "":
-		return fmt.Errorf("%w: a volume is copied from a volume or from a snapshot, not both", nfs.ErrInvalid)
-	case spec.RestoreArchive != "" && !spec.Source.IsZero():
-		return fmt.Errorf("%w: a volume is made from an archive or as a copy, not both: leave out restoreArchive or the content source", nfs.ErrInvalid)
-	case spec.Source.Volume != "" && nfs.CheckRecordID(spec.Source.Volume) != nil, spec.Source.Snapshot != "" && nfs.CheckRecordID(spec.Source.Snapshot) != nil:
-		return fmt.Errorf("%w: the source %s is none", nfs.ErrInvalid, spec.Source)
-	case spec.Mode&^(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) != 0:
-		return fmt.Errorf("%w: mode %v has more than permission, set-id and sticky bits", nfs.ErrInvalid, spec.Mode)
-	}
-	return nil
-}
-
 // raceTries is how often something is tried again that other processes have made
 // impossible by what they did at that moment.
 const raceTries = 10
@@ -90,6 +60,7 @@ type creation struct {
 	reserved    string // the archive that is reserved for it
 	restored    restored
 	remake      bool // the directory was empty, and is to be made again
+	shared      sharing
 	record      *record
 	recordFound *record // another run's record of this volume
 	clone       *clone  // what the volume is made of; nil for an empty one
@@ -130,7 +101,7 @@ func (c *creation) run(ctx context.Context) (nfs.Volume, error) {
 	if err != nil {
 		return nfs.Volume{}, c.undo(ctx, err)
 	}
-	return v, nil
+	return v, c.forgo(ctx)
 }
 
 // holder returns the key of the volume that claims the directory, "" if none
@@ -143,8 +114,15 @@ func (c *creation) holder(ctx context.Context, dir string) (key string, r *recor
 			return "", nil, err
 		}
 		id := idOf(key)
-		if id == "" { // no store wrote that
-			return key, nil, nil
+		if id == "" { // no store wrote that, or it is shared
+			if ended, err := c.s.endShared(ctx, c.l, key); err != nil || !ended || key == last {
+				return key, nil, err
+			}
+			last = key
+			if err := c.l.dirs.refresh(ctx); err != nil {
+				return "", nil, err
+			}
+			continue
 		}
 		r, err = c.l.recordForSure(ctx, id)
 		switch {
@@ -173,7 +151,9 @@ func (c *creation) holder(ctx context.Context, dir string) (key string, r *recor
 func (c *creation) taken(ctx context.Context, dir, key string) error {
 	owner := idOf(key)
 	what := fmt.Sprintf("the directory %q belongs to the volume with id %q", dir, owner)
-	if owner == "" {
+	if _, shared := groupOf(key); shared {
+		what = fmt.Sprintf("the directory %q is shared by volumes: a class with the parameter shared can have it too, others need another subDir", dir)
+	} else if owner == "" {
 		what = fmt.Sprintf("the directory %q is claimed by %q, which is no volume's id: see %s", dir, key, path.Join(c.l.dirs.path, claimName(dir)))
 	} else {
 		if r, err := c.l.recordForSure(ctx, owner); err == nil && r != nil && r.Name != owner {
@@ -191,14 +171,17 @@ func (c *creation) build(ctx context.Context) error {
 	if err := c.checkAncestors(ctx); err != nil {
 		return err
 	}
-	if err := c.claim(ctx); err != nil || c.recordFound != nil {
-		return err
-	}
-	take := c.makeDir
+	claim, take, owner := c.claim, c.makeDir, true
 	switch {
 	case c.spec.RestoreArchive != "":
-		take = c.takeBack
-	case !c.spec.Source.IsZero():
+		take, owner = c.takeBack, false
+	case c.spec.Shared:
+		claim, take = c.join, c.makeShared
+	}
+	if err := claim(ctx); err != nil || c.recordFound != nil {
+		return err
+	}
+	if !c.spec.Source.IsZero() {
 		if err := c.fetch(ctx); err != nil || c.recordFound != nil {
 			return err
 		}
@@ -216,13 +199,14 @@ func (c *creation) build(ctx context.Context) error {
 			return err
 		}
 	}
-	if c.spec.RestoreArchive == "" {
+	if owner && c.shared.fellow == nil {
 		if err := setOwner(ctx, c.parent, c.base, c.spec); err != nil {
 			return err
 		}
 	}
 	r := newRecord(c.s.opts, c.spec, c.newParents, c.created)
 	r.Restored = c.restored
+	c.shared.record(r)
 	data, err := encode(r)
 	if err != nil {
 		return err
@@ -392,6 +376,9 @@ func (c *creation) mkdir(ctx context.Context) (err error) {
 // this one by failing: the claim, and the directory while it was empty. If it
 // was undone by a delete, the record is gone too, and nothing is to be made good.
 func (c *creation) settle(ctx context.Context) error {
+	if c.spec.Shared {
+		return c.settleShared(ctx)
+	}
 	if err := c.l.dirs.refresh(ctx); err != nil {
 		return err
 	}
@@ -451,6 +438,9 @@ func (c *creation) undo(ctx context.Context, cause error) error {
 func (c *creation) remove(ctx context.Context) error {
 	if !c.claimed {
 		return nil
+	}
+	if c.spec.Shared {
+		return c.retract(ctx)
 	}
 	r, err := c.l.recordForSure(ctx, c.id)
 	if err != nil || r != nil && r.Dir == c.spec.Dir {

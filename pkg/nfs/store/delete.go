@@ -131,6 +131,20 @@ func (s *Store) deleteUnrecorded(ctx context.Context, l *layout, id, dir string)
 	return l.unclaim(ctx, dir, key)
 }
 
+// deleteRecorded deletes the volume of that record, and no other that has its id by now.
+func (s *Store) deleteRecorded(ctx context.Context, l *layout, r *record) (err error) {
+	d := &deletion{s: s, l: l, began: time.Now()}
+	defer d.close()
+	d.record, err = d.readRecord(ctx, r.ID)
+	if err != nil || d.record == nil || d.record.key() != r.key() {
+		return err
+	}
+	if err = d.run(ctx); errors.Is(err, errRecordGone) {
+		return nil
+	}
+	return err
+}
+
 // deletion is one run of DeleteVolume on a volume that has a record.
 type deletion struct {
 	s       *Store
@@ -244,16 +258,16 @@ func (d *deletion) decided(ctx context.Context, own *dir, e *entry) (err error) 
 			return err
 		}
 	}
-	if d.parent == nil {
+	if d.parent == nil && d.record.Shared == "" {
 		e.place = nowhere
-	} else {
+	} else if d.parent != nil {
 		e.slot = path.Base(own.path)
 		e.place, err = moveAway(ctx, d.parent, path.Base(d.record.Dir), own, e.name)
 	}
 	if err == nil {
 		err = d.l.volumes.sync(ctx)
 	}
-	if err == nil && (d.record.OnDelete != nfs.Delete || d.record.ParentsCreated > 0) {
+	if err == nil && (d.record.OnDelete != nfs.Delete || d.record.ParentsCreated > 0 || d.record.Shared != "") {
 		err = d.s.purge.completeEntry(ctx, d.l, e)
 	}
 	return err
@@ -292,7 +306,7 @@ func (d *deletion) verify(ctx context.Context, own *dir, e *entry) error {
 // find opens the parent if the directory is in it and is the volume's.
 func (d *deletion) find(ctx context.Context) (err error) {
 	r := d.record
-	if r.OnDelete == nfs.Retain {
+	if r.OnDelete == nfs.Retain || r.Shared != "" {
 		return nil
 	}
 	key, err := d.l.claimant(ctx, r.Dir)

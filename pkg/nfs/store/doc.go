@@ -7,6 +7,7 @@
 //	.nfs-csi/                              mode 0700
 //	  volumes/<id>.json                    the record of a volume
 //	  changes/<id>-<written>/<n>.json      its n-th change: the whole record as it is since; the last two are kept
+//	  shared/<hash>.<random>/<key>         the reference of a volume to the directory that it shares
 //	  dirs/<hash of the directory's path>  the claim of a directory: a symbolic link whose text is the volume's key, "<id>-<created>"
 //	  archive/<id>-<created>.json          the record of an archived volume
 //	  archive/<key>+<key>.json             that of the first volume, which the second takes back
@@ -59,6 +60,18 @@
 // have lain untouched for a while before the purge takes it over, and that a process
 // that lives touches its own, only keeps processes from doing each other's work.
 // A create or delete that needs the entry takes it over at once.
+//
+// Share: the claim of a shared directory is of a group, and the directory of the group
+// holds a reference for each volume. A create adds one that keeps nothing yet, and
+// when its record stands renames it to one that does. A delete, when it has decided,
+// removes its reference, and then puts a directory with an entry of its own in the
+// place of the group's by a rename, which works only where that is empty: so one delete
+// ends the group, none while a reference stands, and its entry says which. That one
+// takes the directory away and frees the claim, and then removes the group. References
+// that keep nothing it removes before: their creates fail to rename them, and begin anew
+// in another group, since one is never used again. A create that enters a group looks
+// for that entry and then for the claim: with neither gone, the group was not ended when
+// its reference came. Deletes that are taken over are fenced before all of this.
 //
 // Take back: a create that is to have an archive's directory claims its place, and
 // renames the archive's record to "<archive's key>+<volume's key>.json", which only

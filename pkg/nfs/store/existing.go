@@ -27,7 +27,11 @@ func (c *creation) answer(ctx context.Context, r *record) (nfs.Volume, error) {
 		return nfs.Volume{}, fmt.Errorf("%w: a volume of that name exists, but %s", nfs.ErrConflict, why)
 	}
 	c.created = r.Created
-	if err := c.reclaim(ctx); err != nil {
+	if c.spec.Shared {
+		if err := c.settleShared(ctx); err != nil && !isAbsent(err) {
+			return nfs.Volume{}, err
+		}
+	} else if err := c.reclaim(ctx); err != nil {
 		return nfs.Volume{}, err
 	}
 	if r.Restored.Archive != "" {

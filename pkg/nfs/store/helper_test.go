@@ -266,7 +266,7 @@ func whileBusy(f func() error) error {
 // of a volume, and no volume lies in another.
 func consistent(t testing.TB, dir string) {
 	t.Helper()
-	dirs, changed := map[string]string{}, map[string]bool{}
+	dirs, changed, groups := map[string]string{}, map[string]bool{}, map[string]string{}
 	names, err := filepath.Glob(filepath.Join(dir, ownDir, "volumes", "*"))
 	if err != nil {
 		t.Fatal(err)
@@ -281,14 +281,20 @@ func consistent(t testing.TB, dir string) {
 			t.Error(err)
 			continue
 		}
-		if other := dirs[r.Dir]; other != "" {
+		if other := dirs[r.Dir]; other != "" && (r.Shared == "" || groups[r.Dir] != r.Shared) {
 			t.Errorf("%q belongs to %q and %q", r.Dir, r.ID, other)
 		}
 		dirs[r.Dir], changed[volumeKey(r.ID, r.Changed)] = r.ID, true
+		if r.Shared != "" {
+			groups[r.Dir] = r.Shared
+			if !exists(filepath.Join(dir, sharedDir, r.Shared, r.key())) {
+				t.Errorf("%q has no reference in its group", r.ID)
+			}
+		}
 		if st, err := os.Lstat(filepath.Join(dir, r.Dir)); err != nil || !st.IsDir() {
 			t.Errorf("the directory of %q: %v", r.ID, err)
 		}
-		if owner, err := os.Readlink(filepath.Join(dir, ownDir, "dirs", claimName(r.Dir))); err != nil || owner != r.key() {
+		if owner, err := os.Readlink(filepath.Join(dir, ownDir, "dirs", claimName(r.Dir))); err != nil || owner != r.claim() {
 			t.Errorf("the claim of %q: %q, %v", r.ID, owner, err)
 		}
 	}
@@ -316,5 +322,12 @@ func consistent(t testing.TB, dir string) {
 	}
 	if len(claims) != len(dirs) {
 		t.Errorf("%d claims for %d volumes", len(claims), len(dirs))
+	}
+	found, err := filepath.Glob(filepath.Join(dir, sharedDir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != len(groups) {
+		t.Errorf("groups %v for %v", found, groups)
 	}
 }

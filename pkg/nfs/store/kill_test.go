@@ -28,6 +28,8 @@ type job struct {
 	Update *nfs.VolumeChange // of the volume "pvc-1", or
 	Hammer *hammerJob        // see hammer_test.go, or
 	Copy   string            // the id of a copy, see copykill_test.go, or
+	// SharedRounds are those of sharedHammer.
+	SharedRounds, SharedSeed int
 	// Expire waits for every archive that has a retention to be gone.
 	Expire bool
 	// Snapshot is the name of a snapshot of the volume "src" that is taken until it is
@@ -70,7 +72,7 @@ func (j job) run(ctx context.Context) error {
 	}
 	opts := testOptions
 	quickLease(&opts)
-	if j.Hammer != nil {
+	if j.Hammer != nil || j.SharedRounds > 0 {
 		opts.purgeGrace = 0
 	}
 	ops := make(chan struct{}, 1<<20)
@@ -110,6 +112,8 @@ func (j job) run(ctx context.Context) error {
 		_, err = s.UpdateVolume(ctx, "pvc-1", *j.Update)
 	case j.Hammer != nil:
 		err = j.Hammer.run(ctx, s)
+	case j.SharedRounds > 0:
+		err = sharedHammer(ctx, s, j.Dir, j.SharedSeed, j.SharedRounds)
 	}
 	for (j.KillPurge || j.WaitPurged) && err == nil {
 		left, globErr := filepath.Glob(filepath.Join(j.Dir, ownDir, "trash/*/*"))

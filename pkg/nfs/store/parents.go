@@ -35,7 +35,7 @@ func (s *Store) removeParents(ctx context.Context, dir string, count int) error 
 // no volume but that with the given id claims it, and says whether it is gone.
 func (s *Store) removeEmpty(ctx context.Context, l *layout, parent *dir, dir, id string) (gone bool, err error) {
 	owner, err := l.claimant(ctx, dir)
-	if err != nil || owner != "" && idOf(owner) != id {
+	if err != nil || owner != "" && (idOf(owner) == "" || idOf(owner) != id) {
 		return false, err
 	}
 	switch err := parent.rmdir(ctx, path.Base(dir)); {
@@ -52,6 +52,9 @@ func (s *Store) removeEmpty(ctx context.Context, l *layout, parent *dir, dir, id
 		return true, err
 	}
 	key, err := l.claimant(ctx, dir)
+	if group, shared := groupOf(key); err == nil && shared {
+		return true, s.remakeShared(ctx, l, dir, group)
+	}
 	owner = idOf(key)
 	if err != nil || owner == "" || owner == id {
 		return true, err

@@ -61,6 +61,9 @@ type entry struct {
 	// expired is the name of the archive that the entry is of, if it is of one.
 	expired string
 
+	// begun: no other process has ever had it.
+	begun atomic.Bool
+
 	place place
 	slot  string // that the directory is in, with place inSlot
 	claim bool   // may be in the slot
@@ -120,6 +123,7 @@ func (p *purger) begin(id string) *entry { return p.beginAs(newEntryName(id)) }
 
 func (p *purger) beginAs(name string) *entry {
 	e := &entry{name: name, busy: make(chan struct{}, 1)}
+	e.begun.Store(true)
 	e.busy <- struct{}{}
 	p.mu.Lock()
 	defer p.mu.Unlock()

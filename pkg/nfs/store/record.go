@@ -46,10 +46,12 @@ type record struct {
 	// Restored is the archive that the volume was made from.
 	Restored restored `json:"restored,omitzero"`
 	// Source is what the volume was copied from at first.
-	Source  recordSource `json:"source,omitzero"`
-	State   string       `json:"state"`
-	Created time.Time    `json:"created"`
-	Changed time.Time    `json:"changed"`
+	Source recordSource `json:"source,omitzero"`
+	// Shared is the group of volumes that share the directory.
+	Shared  string    `json:"shared,omitempty"`
+	State   string    `json:"state"`
+	Created time.Time `json:"created"`
+	Changed time.Time `json:"changed"`
 
 	// file is what the record was read from.
 	file info
@@ -164,6 +166,7 @@ func (r *record) volume() nfs.Volume {
 		GID:              r.GID,
 		Claim:            r.Claim,
 		RestoredArchive:  r.Restored.Archive,
+		Shared:           r.Shared != "",
 		RestoredName:     r.Restored.Name,
 		Created:          r.Created,
 		Source:           r.Source.source(),
@@ -182,7 +185,7 @@ func (r *record) changed(to nfs.Volume) *record {
 // spec returns the request that the volume answers.
 func (r *record) spec() nfs.VolumeSpec {
 	v := r.volume()
-	return nfs.VolumeSpec{Name: v.Name, Dir: v.Dir, MinBytes: v.CapacityBytes, OnDelete: v.OnDelete, ArchiveRetention: v.ArchiveRetention, Mode: v.Mode, UID: v.UID, GID: v.GID, Claim: v.Claim, RestoreArchive: v.RestoredArchive, Source: v.Source}
+	return nfs.VolumeSpec{Name: v.Name, Dir: v.Dir, MinBytes: v.CapacityBytes, OnDelete: v.OnDelete, ArchiveRetention: v.ArchiveRetention, Mode: v.Mode, UID: v.UID, GID: v.GID, Claim: v.Claim, RestoreArchive: v.RestoredArchive, Source: v.Source, Shared: v.Shared}
 }
 
 // check refuses what no store has written.
@@ -215,6 +218,8 @@ func (r *record) check() error {
 		return fmt.Errorf("restored.archive is %q", r.Restored.Archive)
 	case r.Source.check() != nil:
 		return r.Source.check()
+	case r.Shared != "" && !isGroup(r.Shared):
+		return fmt.Errorf("shared is %q", r.Shared)
 	case r.State != stateReady:
 		return fmt.Errorf("state is %q", r.State)
 	case r.Created.IsZero():

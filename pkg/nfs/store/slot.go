@@ -120,7 +120,15 @@ func (p *purger) adopt(ctx context.Context, l *layout, from *dir, name string) e
 	if err != nil {
 		return err
 	}
-	return from.rename(ctx, decisive(name), own, decisive(name))
+	if err := from.rename(ctx, decisive(name), own, decisive(name)); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e := p.entries[name]; e != nil { // this process has had it before
+		e.begun.Store(false)
+	}
+	return nil
 }
 
 // fence makes sure that no other process can still move anything into the trash
@@ -130,6 +138,9 @@ func (p *purger) fence(ctx context.Context, l *layout, name string) error {
 	return p.otherSlots(ctx, l, func(slot *dir) error {
 		// All that a process which was killed late may have left of the entry.
 		if err := slot.unlink(ctx, name+claimSuffix); err != nil && !isAbsent(err) {
+			return err
+		}
+		if err := p.dropMark(ctx, slot, name); err != nil {
 			return err
 		}
 		err := l.trash.rmdir(ctx, path.Base(slot.path))

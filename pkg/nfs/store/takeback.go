@@ -301,7 +301,7 @@ func (c *creation) broughtBack(ctx context.Context) error {
 		return ignoreAbsent(err) // which the caller looks for
 	}
 	// Another volume has it, so this one is none. Nobody was told that it is.
-	if err := c.s.DeleteVolume(ctx, c.id, ""); err != nil {
+	if err := c.s.deleteRecorded(ctx, c.l, c.record); err != nil {
 		return err
 	}
 	return fmt.Errorf("%w: the archive %q was taken by another volume, or has expired", nfs.ErrNotFound, c.restored.Archive)

@@ -139,8 +139,14 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 	if r.file.marked() {
 		e.changes = r.changes
 	}
+	last := true
+	if r.Shared != "" && e.expired == "" {
+		if last, err = p.leave(ctx, l, own, e, r); err != nil {
+			return err
+		}
+	}
 	if r.OnDelete != nfs.Retain || e.changes != "" || e.expired != "" {
-		if err := p.collect(ctx, l, own, e, r); err != nil {
+		if err := p.collect(ctx, l, own, e, r, last); err != nil {
 			return err
 		}
 	}
@@ -157,11 +163,18 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 			return err
 		}
 	}
-	if err := p.s.removeParents(ctx, r.Dir, r.ParentsCreated); err != nil {
-		return err
+	if last {
+		if err := p.s.removeParents(ctx, r.Dir, r.ParentsCreated); err != nil {
+			return err
+		}
+		if err := p.freeClaim(ctx, l, own, e, r); err != nil {
+			return err
+		}
 	}
-	if err := p.freeClaim(ctx, l, own, e, r); err != nil {
-		return err
+	if last && r.Shared != "" && e.expired == "" {
+		if err := p.s.removeGroup(ctx, r.Shared); err != nil {
+			return err
+		}
 	}
 	e.completed.Store(true)
 	return nil
@@ -191,40 +204,22 @@ func (l *layout) entryRecord(ctx context.Context, own *dir, e *entry) (*record, 
 }
 
 // collect sees to it that the directory is where the purge finds it. It was moved
-// by the delete itself, unless that was killed or failed.
-func (p *purger) collect(ctx context.Context, l *layout, own *dir, e *entry, r *record) error {
-	if e.place != unknown {
-		return nil
-	}
-	parent, _, err := p.s.walk(ctx, parentOf(r.Dir), lookForSure)
-	if err != nil && !isAbsent(err) {
+// by the delete itself, unless that was killed or failed. What is shared stays where it
+// is, unless it is the last volume of its group.
+func (p *purger) collect(ctx context.Context, l *layout, own *dir, e *entry, r *record, last bool) error {
+	if err := p.findMoved(ctx, l, own, e, r); err != nil || e.place != unknown {
 		return err
 	}
-	defer parent.close()
-	if parent != nil {
-		switch err := parent.rmdir(ctx, hiddenPrefix+e.name); {
-		case isNotEmpty(err):
-			e.place = besideIt
-			return nil
-		case err != nil && !isAbsent(err):
-			return err
-		}
-	}
-	if e.slot, err = p.locate(ctx, l, own, e.name); err != nil {
-		return err
-	}
-	if e.slot != "" {
-		e.place = inSlot
-		return nil
-	}
-	if r.OnDelete == nfs.Retain {
+	if r.OnDelete == nfs.Retain || !last {
 		// If it was changed to that after the delete had read something else, the
 		// directory is in the trash, and was found.
 		e.place = nowhere
 		return nil
 	}
-	if err := p.fence(ctx, l, e.name); err != nil {
-		return err
+	if r.Shared == "" || !e.begun.Load() {
+		if err := p.fence(ctx, l, e.name); err != nil {
+			return err
+		}
 	}
 	base := e.expired
 	if base == "" {
@@ -236,17 +231,47 @@ func (p *purger) collect(ctx context.Context, l *layout, own *dir, e *entry, r *
 		if err != nil {
 			return err
 		}
-		if key != r.key() { // it is gone, or no longer this volume's
+		if key != r.claim() { // it is gone, or no longer this volume's
 			e.place = nowhere
 			return nil
 		}
 	}
-	if parent == nil {
+	parent, _, err := p.s.walk(ctx, parentOf(r.Dir), lookForSure)
+	if isAbsent(err) {
 		e.place = nowhere
 		return nil
 	}
+	if err != nil {
+		return err
+	}
+	defer parent.close()
 	e.slot = path.Base(own.path)
 	e.place, err = moveAway(ctx, parent, base, own, e.name)
+	return err
+}
+
+// findMoved finds the directory where an earlier attempt has moved it.
+func (p *purger) findMoved(ctx context.Context, l *layout, own *dir, e *entry, r *record) error {
+	if e.place != unknown {
+		return nil
+	}
+	parent, _, err := p.s.walk(ctx, parentOf(r.Dir), lookForSure)
+	if err != nil && !isAbsent(err) {
+		return err
+	}
+	if parent != nil {
+		defer parent.close()
+		switch err := parent.rmdir(ctx, hiddenPrefix+e.name); {
+		case isNotEmpty(err):
+			e.place = besideIt
+			return nil
+		case err != nil && !isAbsent(err):
+			return err
+		}
+	}
+	if e.slot, err = p.locate(ctx, l, own, e.name); err == nil && e.slot != "" {
+		e.place = inSlot
+	}
 	return err
 }
 
@@ -306,12 +331,15 @@ func (p *purger) freeClaim(ctx context.Context, l *layout, own *dir, e *entry, r
 		return err
 	}
 	owner, err := l.claimant(ctx, r.Dir)
-	if err != nil || owner != r.key() {
+	if err != nil || owner != r.claim() {
 		return err
 	}
 	out := e.name + claimSuffix
 	e.claim = true
 	if err := l.dirs.rename(ctx, claimName(r.Dir), own, out); err != nil {
+		if gone := own.stat(ctx); gone != nil { // and not the claim
+			return gone
+		}
 		return ignoreAbsent(err)
 	}
 	text, err := own.readlink(ctx, out)

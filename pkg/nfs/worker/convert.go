@@ -29,6 +29,7 @@ func specToPB(s nfs.VolumeSpec) *workerpb.CreateVolumeRequest {
 		Claim:            claimToPB(s.Claim),
 		RestoreArchive:   s.RestoreArchive,
 		Source:           sourceToPB(s.Source),
+		Shared:           s.Shared,
 	}
 }
 
@@ -46,6 +47,7 @@ func specFromPB(s *workerpb.CreateVolumeRequest) nfs.VolumeSpec {
 		Claim:            claimFromPB(s.GetClaim()),
 		RestoreArchive:   s.GetRestoreArchive(),
 		Source:           sourceFromPB(s.GetSource()),
+		Shared:           s.GetShared(),
 	}
 }
 
@@ -92,6 +94,7 @@ func volumeToPB(v nfs.Volume) *workerpb.Volume {
 		RestoredArchive:  v.RestoredArchive,
 		RestoredName:     v.RestoredName,
 		Source:           sourceToPB(v.Source),
+		Shared:           v.Shared,
 	}
 	pb.CreatedUnixNano = timeToPB(v.Created)
 	return pb
@@ -111,6 +114,7 @@ func volumeFromPB(v *workerpb.Volume) nfs.Volume {
 		Claim:            claimFromPB(v.GetClaim()),
 		RestoredArchive:  v.GetRestoredArchive(),
 		RestoredName:     v.GetRestoredName(),
+		Shared:           v.GetShared(),
 		Created:          timeFromPB(v.CreatedUnixNano),
 		Source:           sourceFromPB(v.GetSource()),
 	}

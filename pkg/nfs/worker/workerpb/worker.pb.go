@@ -393,6 +393,7 @@ type CreateVolumeRequest struct {
 	// The id or original name of an archive; empty for a new directory.
 	RestoreArchive string  `protobuf:"bytes,21,opt,name=restore_archive,json=restoreArchive,proto3" json:"restore_archive,omitempty"`
 	Source         *Source `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
+	Shared         bool    `protobuf:"varint,22,opt,name=shared,proto3" json:"shared,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -511,6 +512,13 @@ func (x *CreateVolumeRequest) GetSource() *Source {
 	return nil
 }
 
+func (x *CreateVolumeRequest) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
 type Volume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -528,6 +536,7 @@ type Volume struct {
 	RestoredArchive  string  `protobuf:"bytes,21,opt,name=restored_archive,json=restoredArchive,proto3" json:"restored_archive,omitempty"`
 	RestoredName     string  `protobuf:"bytes,22,opt,name=restored_name,json=restoredName,proto3" json:"restored_name,omitempty"`
 	Source           *Source `protobuf:"bytes,11,opt,name=source,proto3" json:"source,omitempty"`
+	Shared           bool    `protobuf:"varint,23,opt,name=shared,proto3" json:"shared,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -658,6 +667,13 @@ func (x *Volume) GetSource() *Source {
 		return x.Source
 	}
 	return nil
+}
+
+func (x *Volume) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
 }
 
 type GetVolumeRequest struct {
@@ -1921,7 +1937,7 @@ const file_worker_proto_rawDesc = "" +
 	"\x06volume\x18\x03 \x01(\tR\x06volume\"9\n" +
 	"\x05Claim\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\x95\x03\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xad\x03\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x1b\n" +
@@ -1935,9 +1951,10 @@ const file_worker_proto_rawDesc = "" +
 	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetention\x12'\n" +
 	"\x0frestore_archive\x18\x15 \x01(\tR\x0erestoreArchive\x12-\n" +
 	"\x06source\x18\n" +
-	" \x01(\v2\x15.nfscsi.worker.SourceR\x06sourceB\x06\n" +
+	" \x01(\v2\x15.nfscsi.worker.SourceR\x06source\x12\x16\n" +
+	"\x06shared\x18\x16 \x01(\bR\x06sharedB\x06\n" +
 	"\x04_uidB\x06\n" +
-	"\x04_gid\"\xf3\x03\n" +
+	"\x04_gid\"\x8b\x04\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1953,7 +1970,8 @@ const file_worker_proto_rawDesc = "" +
 	"\x11archive_retention\x18\x14 \x01(\x03R\x10archiveRetention\x12)\n" +
 	"\x10restored_archive\x18\x15 \x01(\tR\x0frestoredArchive\x12#\n" +
 	"\rrestored_name\x18\x16 \x01(\tR\frestoredName\x12-\n" +
-	"\x06source\x18\v \x01(\v2\x15.nfscsi.worker.SourceR\x06sourceB\x06\n" +
+	"\x06source\x18\v \x01(\v2\x15.nfscsi.worker.SourceR\x06source\x12\x16\n" +
+	"\x06shared\x18\x17 \x01(\bR\x06sharedB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gidB\x14\n" +
 	"\x12_created_unix_nano\"\"\n" +
