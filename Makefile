@@ -11,10 +11,7 @@ ARCH    ?= $(shell go env GOHOSTARCH)
 ENGINE  ?= $(shell if docker info >/dev/null 2>&1; then echo docker; elif command -v buildah >/dev/null; then echo buildah; else echo none; fi)
 
 # The steps of `make test`, in order.
-TEST_STEPS := fmt-check lint vet unit chart sanity acceptance
-
-# The packages whose tests need the lab.
-LAB_TESTS  := ./test/acceptance ./test/lab ./pkg/nfs/mount ./pkg/nfs/store ./pkg/nfs/worker
+TEST_STEPS := fmt-check lint vet unit chart sanity acceptance real-nfs
 
 BINARY     := bin/nfs-csi-driver$(if $(filter-out $(shell go env GOHOSTARCH),$(ARCH)),-$(ARCH))
 TOOL       := go tool -modfile=hack/tools/go.mod
@@ -118,8 +115,14 @@ sanity: | out ## Run csi-sanity on real NFS; results in out/sanity.xml
 .PHONY: acceptance
 acceptance: | out ## Run the tests that need real NFS: bad input and dead servers; results in out/acceptance.xml
 	@LAB=1 $(TOOL) gotestsum --format testname --junitfile out/acceptance.xml \
-		-- -p 1 -count=1 -timeout 20m $(LAB_TESTS) | tee out/acceptance.log
+		-- -p 1 -count=1 -timeout 20m ./test/acceptance ./test/lab | tee out/acceptance.log
 	@tail -n 1 out/acceptance.log > out/acceptance.summary
+
+.PHONY: real-nfs
+real-nfs: | out ## Mount, copy and run workers on real NFS: the packages' own tests there; results in out/real-nfs.xml
+	@LAB=1 $(TOOL) gotestsum --format testname --junitfile out/real-nfs.xml \
+		-- -p 1 -count=1 -timeout 20m -run '^TestLab' ./pkg/nfs/mount ./pkg/nfs/store ./pkg/nfs/worker | tee out/real-nfs.log
+	@tail -n 1 out/real-nfs.log > out/real-nfs.summary
 
 # IMAGE has the name that the chart knows. tee must outlive Ctrl-C, or what the tests
 # say while they take the cluster down ends them.
