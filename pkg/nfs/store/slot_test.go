@@ -169,6 +169,7 @@ func TestFence(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := create(t, s, volumeSpec("v", "data"))
+	s.purge.stop() // which would go on with the entry itself
 	if err := s.current().volumes.rename(t.Context(), v.ID+recordSuffix, own, newEntryName(v.ID)+recordSuffix); err != nil {
 		t.Fatal(err)
 	}
@@ -182,6 +183,7 @@ func TestFence(t *testing.T) {
 	}
 	consistent(t, d)
 	// It goes on in another slot.
+	startPurger(t.Context(), s)
 	remove(t, s, "new")
 	waitPurged(t, d)
 	consistent(t, d)
