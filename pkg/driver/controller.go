@@ -128,12 +128,18 @@ func (c *controller) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequ
 }
 
 // looksOurs reports whether a handle that cannot be read may still be that of a
-// volume: a damaged one, one of a newer version before a downgrade ("v2:"), or
-// one of csi-driver-nfs, whose parts are separated by "#".
+// volume: one that hasVersion, or one of csi-driver-nfs, whose parts are separated
+// by "#".
 func looksOurs(handle string) bool {
+	return hasVersion(handle, "v") || strings.Contains(handle, "#")
+}
+
+// hasVersion reports whether a handle begins as one of that kind does: it may be
+// damaged, or of a newer version before a downgrade ("v2:").
+func hasVersion(handle, kind string) bool {
 	version, _, versioned := strings.Cut(handle, ":")
-	number, isVersion := strings.CutPrefix(version, "v")
-	return versioned && isVersion && number != "" && strings.Trim(number, "0123456789") == "" || strings.Contains(handle, "#")
+	number, isVersion := strings.CutPrefix(version, kind)
+	return versioned && isVersion && number != "" && strings.Trim(number, "0123456789") == ""
 }
 
 // ControllerGetVolume returns what the record says of the volume.
@@ -261,42 +267,32 @@ func (c *controller) ListVolumes(ctx context.Context, req *csi.ListVolumesReques
 		last = h
 	}
 	resp := &csi.ListVolumesResponse{}
-	for _, export := range c.stores.Exports() {
-		var after string
-		if last.ID != "" {
-			if export.Key() < last.Export.Key() {
-				continue
-			}
-			if export.Equal(last.Export) {
-				after = last.ID
-			}
-		}
-		// One more than asked for tells whether another page follows.
-		want := 0
-		if limit > 0 {
-			want = limit + 1 - len(resp.Entries)
-		}
-		volumes, err := c.list(ctx, export, after, want)
-		if err != nil {
-			return nil, fmt.Errorf("list volumes of %s: %w", export, err)
-		}
-		for _, v := range volumes {
-			if limit > 0 && len(resp.Entries) == limit {
-				resp.NextToken = resp.Entries[limit-1].GetVolume().GetVolumeId()
-				return resp, nil
-			}
+	more, err := page(c.stores.Exports(), place{last.Export, last.ID}, limit,
+		func(export nfs.Export, after string, limit int) ([]nfs.Volume, error) {
+			return c.listVolumes(ctx, export, after, limit)
+		},
+		func(export nfs.Export, v nfs.Volume) {
 			resp.Entries = append(resp.Entries, &csi.ListVolumesResponse_Entry{Volume: csiVolume(export, v)})
-		}
+		})
+	if err != nil {
+		return nil, err
+	}
+	if more {
+		resp.NextToken = resp.Entries[limit-1].GetVolume().GetVolumeId()
 	}
 	return resp, nil
 }
 
-func (c *controller) list(ctx context.Context, export nfs.Export, after string, limit int) ([]nfs.Volume, error) {
+func (c *controller) listVolumes(ctx context.Context, export nfs.Export, after string, limit int) ([]nfs.Volume, error) {
 	store, err := c.stores.Open(ctx, export)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list volumes of %s: %w", export, err)
 	}
-	return store.ListVolumes(ctx, after, limit)
+	volumes, err := store.ListVolumes(ctx, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("list volumes of %s: %w", export, err)
+	}
+	return volumes, nil
 }
 
 // GetCapacity returns the free space of the export that the parameters name.
@@ -344,7 +340,7 @@ func (c *controller) capacityExports(req *csi.GetCapacityRequest) ([]nfs.Export,
 		// external-provisioner asks without the mount options of the class; an
 		// export that is in use with some has the same free space.
 		for _, k := range known {
-			if k.Server == export.Server && k.Share == export.Share {
+			if k.SameShare(export) {
 				return []nfs.Export{k}, nil
 			}
 		}

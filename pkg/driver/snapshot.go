@@ -84,7 +84,7 @@ func (c *controller) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshot
 	}
 	handle, err := nfs.ParseSnapshotHandle(req.GetSnapshotId())
 	if err != nil {
-		if looksLikeSnapshot(req.GetSnapshotId()) {
+		if hasVersion(req.GetSnapshotId(), "s") {
 			// Saying "deleted" would lose track of a snapshot that may exist.
 			return nil, fmt.Errorf("delete snapshot: %w", err)
 		}
@@ -99,14 +99,6 @@ func (c *controller) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshot
 		return nil, fmt.Errorf("%s: %w", handle.Export, err)
 	}
 	return &csi.DeleteSnapshotResponse{}, nil
-}
-
-// looksLikeSnapshot reports whether a handle that cannot be read may be that of a
-// snapshot: a damaged one, or one of a newer version before a downgrade ("s2:").
-func looksLikeSnapshot(handle string) bool {
-	version, _, versioned := strings.Cut(handle, ":")
-	number, isVersion := strings.CutPrefix(version, "s")
-	return versioned && isVersion && number != "" && strings.Trim(number, "0123456789") == ""
 }
 
 // GetSnapshot returns what the record says of the snapshot.
@@ -164,32 +156,18 @@ func (c *controller) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsRe
 		exports, volumeID = []nfs.Export{h.Export}, h.ID
 	}
 	resp := &csi.ListSnapshotsResponse{}
-	for _, export := range exports {
-		var after string
-		if last.ID != "" {
-			if export.Key() < last.Export.Key() {
-				continue
-			}
-			if export.Equal(last.Export) {
-				after = last.ID
-			}
-		}
-		// One more than asked for tells whether another page follows.
-		want := 0
-		if limit > 0 {
-			want = limit + 1 - len(resp.Entries)
-		}
-		snapshots, err := c.listSnapshots(ctx, export, volumeID, after, want)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", export, err)
-		}
-		for _, v := range snapshots {
-			if limit > 0 && len(resp.Entries) == limit {
-				resp.NextToken = resp.Entries[limit-1].GetSnapshot().GetSnapshotId()
-				return resp, nil
-			}
+	more, err := page(exports, place{last.Export, last.ID}, limit,
+		func(export nfs.Export, after string, limit int) ([]nfs.Snapshot, error) {
+			return c.listSnapshots(ctx, export, volumeID, after, limit)
+		},
+		func(export nfs.Export, v nfs.Snapshot) {
 			resp.Entries = append(resp.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: csiSnapshot(export, v)})
-		}
+		})
+	if err != nil {
+		return nil, err
+	}
+	if more {
+		resp.NextToken = resp.Entries[limit-1].GetSnapshot().GetSnapshotId()
 	}
 	return resp, nil
 }
@@ -208,9 +186,13 @@ func (c *controller) listOneSnapshot(ctx context.Context, id, sourceVolumeID str
 func (c *controller) listSnapshots(ctx context.Context, export nfs.Export, volumeID, after string, limit int) ([]nfs.Snapshot, error) {
 	store, err := c.stores.Open(ctx, export)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list snapshots of %s: %w", export, err)
 	}
-	return store.ListSnapshots(ctx, volumeID, after, limit)
+	snapshots, err := store.ListSnapshots(ctx, volumeID, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", export, err)
+	}
+	return snapshots, nil
 }
 
 // parseContentSource returns what a new volume is to be a copy of, with its export.
@@ -246,7 +228,7 @@ func parseContentSource(s *csi.VolumeContentSource) (nfs.Source, error) {
 
 // relativeTo leaves out the export of the source where it is that of the volume.
 func relativeTo(export nfs.Export, source nfs.Source) nfs.Source {
-	if source.Export.Server == export.Server && source.Export.Share == export.Share {
+	if source.Export.SameShare(export) {
 		source.Export = nfs.Export{}
 	}
 	return source

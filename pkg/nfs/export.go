@@ -96,7 +96,13 @@ func (e Export) Key() string {
 
 // Equal reports whether both are the same export.
 func (e Export) Equal(o Export) bool {
-	return e.Server == o.Server && e.Share == o.Share && slices.Equal(e.Options, o.Options)
+	return e.SameShare(o) && slices.Equal(e.Options, o.Options)
+}
+
+// SameShare reports whether both are the same share of the same server, however they
+// are mounted.
+func (e Export) SameShare(o Export) bool {
+	return e.Server == o.Server && e.Share == o.Share
 }
 
 func parseServer(server string) ([]string, error) {

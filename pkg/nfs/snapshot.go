@@ -49,7 +49,7 @@ func (s Source) String() string {
 // Same reports whether both name the same thing. How an export is mounted does not
 // matter.
 func (s Source) Same(o Source) bool {
-	return s.Snapshot == o.Snapshot && s.Volume == o.Volume && s.Export.Server == o.Export.Server && s.Export.Share == o.Export.Share
+	return s.Snapshot == o.Snapshot && s.Volume == o.Volume && s.Export.SameShare(o.Export)
 }
 
 func (s Source) words() string {
