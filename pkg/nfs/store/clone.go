@@ -30,6 +30,9 @@ type clone struct {
 // is none. It fails with ErrBusy and errCopying when that takes longer. It may find
 // the record of another run instead, in recordFound.
 func (c *creation) fetch(ctx context.Context) error {
+	if err := c.s.reaches(c.spec.Source); err != nil {
+		return err
+	}
 	job, err := c.s.ensureClone(ctx, c.l, c.spec)
 	if err != nil {
 		return err
@@ -111,8 +114,9 @@ func (s *Store) ensureClone(ctx context.Context, l *layout, spec nfs.VolumeSpec)
 // sourceOf finds what a new volume is to be copied from.
 func (s *Store) sourceOf(ctx context.Context, l *layout, source nfs.Source) (jobSource, error) {
 	from := jobSource{recordSource: newRecordSource(source)}
-	if source.Export.Server != "" {
-		return from, fmt.Errorf("%w: %s: a volume is copied on its own export only", nfs.ErrInvalid, source)
+	at, l, err := s.origin(ctx, l, source)
+	if err != nil {
+		return from, err
 	}
 	if source.Volume != "" {
 		r, err := l.recordForSure(ctx, source.Volume)
@@ -120,7 +124,7 @@ func (s *Store) sourceOf(ctx context.Context, l *layout, source nfs.Source) (job
 			err = fmt.Errorf("%w: there is no %s", nfs.ErrNotFound, source)
 		}
 		if err == nil {
-			err = s.opts.checkOwner(r)
+			err = at.opts.checkOwner(r)
 		}
 		if err != nil {
 			return from, err
@@ -128,7 +132,7 @@ func (s *Store) sourceOf(ctx context.Context, l *layout, source nfs.Source) (job
 		from.Created, from.Bytes = r.Created, r.CapacityBytes
 		return from, nil
 	}
-	snapshot, err := s.readySnapshot(ctx, l, source.Snapshot)
+	snapshot, err := at.readySnapshot(ctx, l, source.Snapshot)
 	if err != nil {
 		return from, err
 	}
@@ -141,7 +145,8 @@ func (s *Store) sourceOf(ctx context.Context, l *layout, source nfs.Source) (job
 	return from, nil
 }
 
-// readySnapshot opens a snapshot that is whole, for which it waits a while.
+// readySnapshot opens a snapshot that is whole, for which it waits a while, unless
+// the store is only to look.
 func (s *Store) readySnapshot(ctx context.Context, l *layout, id string) (*jobDir, error) {
 	job, err := s.findSnapshot(ctx, l, id)
 	if err == nil && job == nil {
@@ -158,6 +163,9 @@ func (s *Store) readySnapshot(ctx context.Context, l *layout, id string) (*jobDi
 		return job, nil
 	}
 	defer job.close()
+	if s.opts.Passive {
+		return nil, fmt.Errorf("%w: the snapshot %q is not ready", nfs.ErrBusy, id)
+	}
 	done, err := s.pursue(ctx, l, job, s.copyWait())
 	if err != nil {
 		return nil, fmt.Errorf("the snapshot %q: %w", id, err)
@@ -324,7 +332,7 @@ func (c *creation) dropClone(ctx context.Context) {
 
 // notCopied fails with ErrBusy while this process copies the volume.
 func (s *Store) notCopied(id string) error {
-	r := s.jobs.copying(func(from jobSource) bool { return from.Volume == id })
+	r := s.jobs.copying(func(from jobSource) bool { return from.Server == "" && from.Volume == id })
 	if r == nil {
 		return nil
 	}
@@ -333,19 +341,16 @@ func (s *Store) notCopied(id string) error {
 
 // dropJob removes what is left of the copy that a volume was made of.
 func (s *Store) dropJob(ctx context.Context, l *layout, id string) error {
-	job, err := s.findJob(ctx, l, cloneJob, id)
-	if err != nil || job == nil {
-		return err
-	}
-	defer job.close()
-	if err := s.opts.checkJobOwner(job.record); err != nil {
-		return err
-	}
-	return s.removeJob(ctx, l, job)
+	return s.withClone(ctx, l, id, s.removeJob)
 }
 
 // deleteUnfinished removes the clone that was to become the volume, if there is one.
 func (s *Store) deleteUnfinished(ctx context.Context, l *layout, id string) error {
+	return s.withClone(ctx, l, id, s.discardClone)
+}
+
+// withClone calls do with the job of the volume, if there is one.
+func (s *Store) withClone(ctx context.Context, l *layout, id string, do func(context.Context, *layout, *jobDir) error) error {
 	job, err := s.findJob(ctx, l, cloneJob, id)
 	if err != nil || job == nil {
 		return err
@@ -354,7 +359,7 @@ func (s *Store) deleteUnfinished(ctx context.Context, l *layout, id string) erro
 	if err := s.opts.checkJobOwner(job.record); err != nil {
 		return err
 	}
-	return s.discardClone(ctx, l, job)
+	return do(ctx, l, job)
 }
 
 // discardClone removes a clone that became no volume, with its claim and, if that was

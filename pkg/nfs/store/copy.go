@@ -92,6 +92,7 @@ type treeCopy struct {
 
 	job, data, links, junk *dir
 	dev                    uint64        // of the source
+	self                   uint64        // inode number of work/<id>
 	isNew                  bool          // no earlier run has left anything
 	began                  unix.Timespec // by the clock of the target's server
 	onNFS                  bool          // the target is
@@ -272,6 +273,11 @@ func (c *treeCopy) begin(ctx context.Context) error {
 	if c.junk, err = makeDir(ctx, c.job, junkName); err != nil {
 		return err
 	}
+	here, err := c.job.attr(ctx, "")
+	if err != nil {
+		return err
+	}
+	c.self = here.ino
 	inherits, err := c.job.dropInheritance(ctx)
 	if err != nil {
 		return err

@@ -3,10 +3,13 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
 // copyTries is how often a file that changes is read before it is taken as it is.
@@ -166,6 +169,11 @@ func (c *treeCopy) subdirectory(ctx context.Context, w *treeWalk, p *pair, name 
 		c.notes.mount(next.rel)
 		src.close()
 		return nil
+	}
+	if a.ino == c.self && name == path.Base(c.job.path) {
+		// It would never end.
+		src.close()
+		return fmt.Errorf("%w: the export of the copy is a directory within its source: choose another export", nfs.ErrInvalid)
 	}
 	err = p.dst.mkdir(ctx, name, a.perm()&0o777|0o700)
 	next.isNew = err == nil

@@ -121,6 +121,10 @@
 // is made, and the source stands and is the directory that was opened, nothing of it
 // was missing; else the job fails.
 //
+// The source may be on another export (see Origin), of which the store only reads. A
+// store that does not reach it leaves the job to one that does, and removes it when
+// its lease was not renewed for a day.
+//
 // One process at a time works on a job. A process that was stopped for longer than
 // its lease (see leaseState) finds its context cancelled before the next operation. Only
 // calls that the kernel had begun may reach the server after another process took

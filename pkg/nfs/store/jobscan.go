@@ -75,6 +75,13 @@ func (s *Store) scanJob(ctx context.Context, l *layout, name string) error {
 		return err
 	case !ended.IsZero():
 		return nil // It waits to be asked for.
+	case s.reaches(job.record.Source.source()) != nil:
+		// It is for a store that does, which renews its lease here.
+		at, err := job.fresh(ctx)
+		if err == nil && time.Since(time.Unix(at.mtime.Unix())) > cloneAge {
+			err = s.discardClone(ctx, l, job)
+		}
+		return err
 	}
 	_, err = s.jobs.start(ctx, l, job)
 	return err

@@ -383,7 +383,7 @@ func (s *Store) deleteSnapshot(ctx context.Context, id string) (err error) {
 		return err
 	}
 	defer func() { s.reopenAfter(l, err) }()
-	if r := s.jobs.copying(func(from jobSource) bool { return from.Snapshot == id }); r != nil {
+	if r := s.jobs.copying(func(from jobSource) bool { return from.Server == "" && from.Snapshot == id }); r != nil {
 		return fmt.Errorf("%w: the volume %q is being made from it (%s): wait, or delete that volume", nfs.ErrBusy, r.job.record.Name, r.progress())
 	}
 	job, err := s.findSnapshot(ctx, l, id)

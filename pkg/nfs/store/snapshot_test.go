@@ -197,11 +197,11 @@ func TestListSnapshots(t *testing.T) {
 
 // blockedStore is a store whose copies wait, when they make the file "large", until
 // the channel is closed or they are cancelled.
-func blockedStore(t testing.TB, d string) (s *Store, reached, goOn chan struct{}) {
+func blockedStore(t testing.TB, d string, change ...func(*Options)) (s *Store, reached, goOn chan struct{}) {
 	t.Helper()
 	reached, goOn = make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	s = openStore(t, d, quickLease, func(o *Options) {
+	s = openStore(t, d, append(change, quickLease, func(o *Options) {
 		o.CopyWait = 50 * time.Millisecond
 		o.hook = func(ctx context.Context, op, p string) error {
 			if op == "create" && filepath.Base(p) == "large" {
@@ -214,7 +214,7 @@ func blockedStore(t testing.TB, d string) (s *Store, reached, goOn chan struct{}
 			}
 			return nil
 		}
-	})
+	})...)
 	return s, reached, goOn
 }
 

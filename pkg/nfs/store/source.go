@@ -19,13 +19,50 @@ type copySource struct {
 	stands func(ctx context.Context) error
 }
 
+// Origin is another export that volumes can be made from.
+type Origin struct {
+	Export nfs.Export
+	// Store is the one on it, to which nothing is written.
+	Store *Store
+}
+
+// reaches fails with ErrUnavailable if the source is on an export that this store has
+// no access to.
+func (s *Store) reaches(source nfs.Source) error {
+	o := s.opts.Origin
+	if source.Export.Server == "" || o.Store != nil && source.Export.SameShare(o.Export) {
+		return nil
+	}
+	return fmt.Errorf("%w: the %s cannot be reached from here at this moment: try again", nfs.ErrUnavailable, source)
+}
+
+// origin returns the store that the source is in, with its layout.
+func (s *Store) origin(ctx context.Context, l *layout, source nfs.Source) (*Store, *layout, error) {
+	if err := s.reaches(source); err != nil || source.Export.Server == "" {
+		return s, l, err
+	}
+	at := s.opts.Origin.Store
+	l, err := at.layout(ctx)
+	if err == nil && l == nil {
+		err = fmt.Errorf("%w: there is no %s", nfs.ErrNotFound, source)
+	}
+	return at, l, err
+}
+
 // openSource opens what a job copies. Errors: ErrNotFound when it was deleted since
 // the job was made.
 func (s *Store) openSource(ctx context.Context, l *layout, from jobSource) (copySource, error) {
-	if from.Snapshot != "" {
-		return s.openSnapshotData(ctx, l, from)
+	at, l, err := s.origin(ctx, l, from.source())
+	if err != nil {
+		return copySource{}, err
 	}
-	return s.openVolumeData(ctx, l, from)
+	open := at.openVolumeData
+	if from.Snapshot != "" {
+		open = at.openSnapshotData
+	}
+	src, err := open(ctx, l, from)
+	at.reopenAfter(l, err)
+	return src, err
 }
 
 func deletedMeanwhile(from jobSource) error {

@@ -42,6 +42,8 @@ type Options struct {
 	// CopyWait is how long CreateVolume waits for a copy before it fails with
 	// ErrBusy, while the copy goes on; 0 means 5 s.
 	CopyWait time.Duration
+	// Origin is another export that volumes can be made from, if any.
+	Origin Origin
 
 	hook       hook
 	lease      time.Duration // 0 means defaultLease

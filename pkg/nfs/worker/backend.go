@@ -25,6 +25,8 @@ type Backends struct {
 // StoreConfig is what a store is opened with.
 type StoreConfig struct {
 	Export nfs.Export
+	// Origin is another export that volumes are copied from; the zero value for none.
+	Origin nfs.Export
 	// DriverName and InstanceID say whose volumes these are.
 	DriverName, InstanceID string
 	// PurgeConcurrency is how many files of the trash are unlinked at a time.
@@ -119,6 +121,7 @@ func (s *storeServer) Open(ctx context.Context, req *workerpb.OpenRequest) (*wor
 	}
 	backend, err := s.openStore(ctx, StoreConfig{
 		Export:           exportFromPB(req.GetExport()),
+		Origin:           exportFromPB(req.GetOrigin()),
 		DriverName:       req.GetDriverName(),
 		InstanceID:       req.GetInstanceId(),
 		PurgeConcurrency: int(req.GetPurgeConcurrency()),

@@ -22,7 +22,7 @@ type keeper struct {
 	name string // the export or the server, in messages and logs
 	// label tells keepers apart in metrics.
 	label string
-	// export is set for stores only.
+	// export is set if this is the keeper of that export's store.
 	export nfs.Export
 	// open prepares a new process; status asks a running one. Both may be nil.
 	open, status func(context.Context, *process) (Status, error)
@@ -325,9 +325,12 @@ func (k *keeper) used() (running bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.lastUse = time.Now()
-	k.known = k.known || k.open != nil && k.opened
+	k.known = k.known || k.isStore() && k.opened
 	return k.current != nil && k.current.alive()
 }
+
+// isStore tells the keepers of exports from those of servers and of copies.
+func (k *keeper) isStore() bool { return k.export.Server != "" }
 
 func (k *keeper) endTrial(trial bool) {
 	if trial {

@@ -18,7 +18,6 @@ import (
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/admin"
-	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs/store"
 )
 
 // roleEnv makes the test binary another program: a worker, or a driver that is
@@ -196,11 +195,14 @@ func openFake(ctx context.Context, c StoreConfig) (Backend, error) {
 		if err != nil {
 			return nil, err
 		}
-		s, err := store.Open(ctx, root, store.Options{DriverName: c.DriverName, InstanceID: c.InstanceID})
-		if err != nil {
-			return nil, err
+		var origin *os.Root
+		if c.Origin.Share != "" {
+			if origin, err = os.OpenRoot(c.Origin.Share); err != nil {
+				return nil, err
+			}
 		}
-		return &exportStore{Store: s}, nil
+		s, err := openStore(ctx, c, root, origin)
+		return &exportStore{Store: s}, err
 	}
 	waitOn(filepath.Join(c.Export.Share, "open"))
 	if name, err := os.ReadFile(filepath.Join(c.Export.Share, "refuse")); err == nil {

@@ -43,7 +43,8 @@ type descriptions struct {
 }
 
 // describe makes the descriptions for a kind of pool. The label "export" of
-// mount workers is their server, since one serves all exports of that.
+// mount workers is their server, since one serves all exports of that, and that of
+// workers that copy to an export from another "<export> from <export>".
 func describe(kind string) descriptions {
 	worker := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("nfs_csi_worker_"+name, help, labels, prometheus.Labels{"kind": kind})
@@ -114,7 +115,7 @@ func (p *pool) Collect(ch chan<- prometheus.Metric) {
 		} {
 			ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value, k.label)
 		}
-		if p.kind == kindStore {
+		if k.isStore() {
 			ch <- prometheus.MustNewConstMetric(d.backlog, prometheus.GaugeValue, float64(c.status.TrashBacklog), k.label)
 			ch <- prometheus.MustNewConstMetric(d.failing, prometheus.GaugeValue, float64(c.status.TrashFailing), k.label)
 			ch <- prometheus.MustNewConstMetric(d.oldest, prometheus.GaugeValue, ageSeconds(c.status.TrashOldest), k.label)
@@ -122,6 +123,8 @@ func (p *pool) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(d.skipped, prometheus.CounterValue, float64(c.skipped+c.status.SkippedRecords), k.label)
 			ch <- prometheus.MustNewConstMetric(d.archives, prometheus.GaugeValue, float64(c.status.Archives), k.label)
 			ch <- prometheus.MustNewConstMetric(d.expired, prometheus.CounterValue, float64(c.expired+c.status.ArchivesExpired), k.label)
+		}
+		if p.kind == kindStore {
 			ch <- prometheus.MustNewConstMetric(d.copies, prometheus.GaugeValue, float64(c.status.Copies), k.label)
 			ch <- prometheus.MustNewConstMetric(d.copiesFailed, prometheus.CounterValue, float64(c.copiesFailed+c.status.CopiesFailed), k.label)
 			ch <- prometheus.MustNewConstMetric(d.copiedFiles, prometheus.CounterValue, float64(c.copiedFiles+c.status.CopiedFiles), k.label)

@@ -24,26 +24,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	registry := prometheus.NewPedanticRegistry()
-	for _, c := range []prometheus.Collector{pool, mounts} {
-		if err := registry.Register(c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			line := f.GetName()
-			for _, l := range m.GetLabel() {
-				line += fmt.Sprintf(" %s=%s", l.GetName(), l.GetValue())
-			}
-			got = append(got, fmt.Sprintf("%s %g", line, m.GetCounter().GetValue()+m.GetGauge().GetValue()))
-		}
-	}
+	got := metricsOf(t, pool, mounts)
 	store, mount := " export=fake:"+e.Share+" vers=4.1", " export=srv"
 	want := []string{
 		"nfs_csi_archives" + store + " 0",
@@ -73,4 +54,29 @@ func TestMetrics(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("metrics (-want +got):\n%s", diff)
 	}
+}
+
+// metricsOf returns the metrics as "name label=value ... value".
+func metricsOf(t *testing.T, collectors ...prometheus.Collector) (lines []string) {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	for _, c := range collectors {
+		if err := registry.Register(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			line := f.GetName()
+			for _, l := range m.GetLabel() {
+				line += fmt.Sprintf(" %s=%s", l.GetName(), l.GetValue())
+			}
+			lines = append(lines, fmt.Sprintf("%s %g", line, m.GetCounter().GetValue()+m.GetGauge().GetValue()))
+		}
+	}
+	return lines
 }

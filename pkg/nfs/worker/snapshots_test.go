@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,5 +78,69 @@ func TestRealSnapshotInWorker(t *testing.T) {
 	}, func() string { return fmt.Sprint(err) })
 	if data, err := os.ReadFile(filepath.Join(dir, "r/file")); err != nil || string(data) != "content" {
 		t.Errorf("the restored file: %q, %v", data, err)
+	}
+}
+
+// A copy from another export has a worker of its own, as long as it is of use.
+func TestRealCopyAcrossExports(t *testing.T) {
+	options := testOptions()
+	options.IdleTimeout = 300 * time.Millisecond
+	pool := newStorePool(t, StoreOptions{Options: options})
+	from, to := nfs.Export{Server: "real", Share: t.TempDir()}, nfs.Export{Server: "real", Share: t.TempDir(), Options: []string{"vers=4.1"}}
+	source, err := pool.Open(t.Context(), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := pool.Open(t.Context(), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := source.CreateVolume(t.Context(), nfs.VolumeSpec{Name: "v", Dir: "v", OnDelete: nfs.Delete, Mode: 0o755}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(from.Share, "v/file"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	spec := nfs.VolumeSpec{Name: "c", Dir: "c", OnDelete: nfs.Delete, Source: nfs.Source{Export: from, Volume: "v"}}
+	var made nfs.Volume
+	waitFor(t, "the volume to be copied", func() bool {
+		made, err = target.CreateVolume(t.Context(), spec)
+		return err == nil
+	}, func() string { return fmt.Sprint(err) })
+	if data, err := os.ReadFile(filepath.Join(to.Share, "c/file")); err != nil || string(data) != "content" {
+		t.Errorf("the copied file: %q, %v", data, err)
+	}
+	if got := pool.Exports(); len(got) != 2 || slices.ContainsFunc(got, func(e nfs.Export) bool { return !e.Equal(from) && !e.Equal(to) }) {
+		t.Errorf("the exports: %v", got)
+	}
+	label := to.Key() + " from " + from.String()
+	rows := func() (rows []string) {
+		for _, line := range metricsOf(t, pool) {
+			if strings.Contains(line, "export="+label) {
+				rows = append(rows, line)
+			}
+		}
+		return rows
+	}
+	for _, want := range []string{"nfs_csi_copied_files_total", "nfs_csi_worker_starts_total"} {
+		waitFor(t, "the metric "+want, func() bool {
+			return slices.ContainsFunc(rows(), func(row string) bool { return strings.HasPrefix(row, want) && strings.HasSuffix(row, " 1") })
+		}, func() string { return fmt.Sprint(rows()) })
+	}
+	if slices.ContainsFunc(rows(), func(row string) bool { return strings.HasPrefix(row, "nfs_csi_trash") }) {
+		t.Errorf("the trash is counted twice: %v", rows())
+	}
+	waitFor(t, "the worker of the copy to go", func() bool { return len(pool.all()) == 2 && len(rows()) == 0 }, func() string { return fmt.Sprint(rows()) })
+
+	// What is there needs no source.
+	if err := os.RemoveAll(from.Share); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := target.CreateVolume(t.Context(), spec); err != nil || !again.Created.Equal(made.Created) {
+		t.Errorf("again: %+v, %v; want %+v", again, err, made)
+	}
+	spec.Name, spec.Dir = "d", "d"
+	if _, err := target.CreateVolume(t.Context(), spec); err == nil || !strings.Contains(err.Error(), from.Share) {
+		t.Errorf("without the source's export: %v", err)
 	}
 }

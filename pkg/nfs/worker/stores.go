@@ -2,6 +2,8 @@ package worker
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -118,28 +120,40 @@ func (p *StorePool) Exports() []nfs.Export {
 // itself when that is wanted: only a look shows whether work waits there.
 func (p *StorePool) keeper(export nfs.Export, wanted bool) *keeper {
 	return p.use(export.Key(), func() *keeper {
-		return &keeper{
-			name:   export.String(),
-			label:  strings.TrimSpace(export.Key()),
-			export: export,
-			wanted: wanted,
-			open: func(ctx context.Context, process *process) (Status, error) {
-				s, err := workerpb.NewStoreClient(process.conn).Open(ctx, &workerpb.OpenRequest{
-					Export:           exportToPB(export),
-					DriverName:       p.options.DriverName,
-					InstanceId:       p.options.InstanceID,
-					PurgeConcurrency: int32(p.options.PurgeConcurrency),
-					PurgeRate:        int32(p.options.PurgeRate),
-					CopyWaitNano:     int64(min(maxCopyWait, p.pool.options.CallTimeout/3)),
-				})
-				return statusFromPB(s), err
-			},
-			status: func(ctx context.Context, process *process) (Status, error) {
-				s, err := workerpb.NewStoreClient(process.conn).Status(ctx, &workerpb.Empty{})
-				return statusFromPB(s), err
-			},
-		}
+		k := p.newKeeper(&workerpb.OpenRequest{Export: exportToPB(export)})
+		k.name, k.label = export.String(), strings.TrimSpace(export.Key())
+		k.export, k.wanted = export, wanted
+		return k
 	})
+}
+
+// copyKeeper returns the keeper, held, of a second worker for the export, which
+// copies to it from another and goes when it is idle.
+func (p *StorePool) copyKeeper(export, origin nfs.Export) *keeper {
+	// No export has a NUL in it.
+	return p.use(export.Key()+"\x00"+origin.Key(), func() *keeper {
+		k := p.newKeeper(&workerpb.OpenRequest{Export: exportToPB(export), Origin: exportToPB(origin)})
+		k.name = fmt.Sprintf("%s (copying from %s)", export, origin)
+		k.label = strings.TrimSpace(export.Key()) + " from " + strings.TrimSpace(origin.Key())
+		return k
+	})
+}
+
+// newKeeper returns a keeper whose workers open a store that way.
+func (p *StorePool) newKeeper(how *workerpb.OpenRequest) *keeper {
+	how.DriverName, how.InstanceId = p.options.DriverName, p.options.InstanceID
+	how.PurgeConcurrency, how.PurgeRate = int32(p.options.PurgeConcurrency), int32(p.options.PurgeRate)
+	how.CopyWaitNano = int64(min(maxCopyWait, p.pool.options.CallTimeout/3))
+	return &keeper{
+		open: func(ctx context.Context, process *process) (Status, error) {
+			s, err := workerpb.NewStoreClient(process.conn).Open(ctx, how)
+			return statusFromPB(s), err
+		},
+		status: func(ctx context.Context, process *process) (Status, error) {
+			s, err := workerpb.NewStoreClient(process.conn).Status(ctx, &workerpb.Empty{})
+			return statusFromPB(s), err
+		},
+	}
 }
 
 // Store is the store of one export, reached through the pool. It stays good when
@@ -152,7 +166,12 @@ type Store struct {
 }
 
 func callStore[T any](ctx context.Context, s *Store, method string, rpc func(context.Context, workerpb.StoreClient) (T, error)) (T, error) {
-	return call(ctx, s.pool.keeper(s.export, false), request[T]{
+	return callKeeper(ctx, s.pool.keeper(s.export, false), method, rpc)
+}
+
+// callKeeper gives up the caller's hold on the keeper.
+func callKeeper[T any](ctx context.Context, k *keeper, method string, rpc func(context.Context, workerpb.StoreClient) (T, error)) (T, error) {
+	return call(ctx, k, request[T]{
 		method: method,
 		proves: true,
 		rpc: func(ctx context.Context, p *process) (T, error) {
@@ -161,15 +180,35 @@ func callStore[T any](ctx context.Context, s *Store, method string, rpc func(con
 	})
 }
 
-// CreateVolume implements driver.Store.
+// CreateVolume implements driver.Store. A volume with a source on another export is
+// made by a worker that mounts both, unless it is there already.
 func (s *Store) CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volume, error) {
-	v, err := callStore(ctx, s, "CreateVolume", func(ctx context.Context, c workerpb.StoreClient) (*workerpb.Volume, error) {
+	k, err := s.creator(ctx, spec)
+	if err != nil {
+		return nfs.Volume{}, err
+	}
+	v, err := callKeeper(ctx, k, "CreateVolume", func(ctx context.Context, c workerpb.StoreClient) (*workerpb.Volume, error) {
 		return c.CreateVolume(ctx, specToPB(spec))
 	})
 	if err != nil {
 		return nfs.Volume{}, err
 	}
 	return volumeFromPB(v), nil
+}
+
+// creator returns the keeper, held, whose worker is to make the volume.
+func (s *Store) creator(ctx context.Context, spec nfs.VolumeSpec) (*keeper, error) {
+	if origin := spec.Source.Export; origin.Server != "" {
+		// What is there needs no source, which may be gone by now.
+		_, err := s.GetVolume(ctx, nfs.RecordID(spec.Name))
+		if errors.Is(err, nfs.ErrNotFound) {
+			return s.pool.copyKeeper(s.export, origin), nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s.pool.keeper(s.export, false), nil
 }
 
 // GetVolume implements driver.Store.

@@ -32,8 +32,8 @@ func System() Backends {
 // exportStore is a store on an export that this process has mounted.
 type exportStore struct {
 	*store.Store
-	// mounted keeps the mount whole; see mount.Detached.
-	mounted *os.File
+	// mounted keeps the mounts whole; see mount.Detached.
+	mounted []*os.File
 }
 
 // Status implements Backend.
@@ -58,17 +58,20 @@ func (s *exportStore) Status() Status {
 	}
 }
 
-// openExport mounts the export where no path leads to it, gives up what the
-// process does not need any more, and opens the store. It is for a process that
-// does nothing else; after an error the process is of no use.
+// openExport mounts the export, and the origin if there is one, where no path leads
+// to it, gives up what the process does not need any more, and opens the store. It is
+// for a process that does nothing else; after an error the process is of no use.
 func openExport(ctx context.Context, mounter *mount.Mounter, config StoreConfig) (_ Backend, err error) {
-	mounted, err := mounter.Detached(ctx, storeMount(config.Export), "", false)
+	s := &exportStore{}
+	root, err := s.mount(ctx, mounter, config.Export, false)
 	if err != nil {
 		return nil, err
 	}
-	root, err := os.OpenRoot(mount.RootPath(mounted))
-	if err != nil {
-		return nil, fmt.Errorf("open the root of %s: %w", config.Export, rootError(err))
+	var originRoot *os.Root
+	if config.Origin.Server != "" {
+		if originRoot, err = s.mount(ctx, mounter, config.Origin, true); err != nil {
+			return nil, fmt.Errorf("the export of the source: %w", err)
+		}
 	}
 	if err := dropCapabilities(); err != nil {
 		return nil, fmt.Errorf("give up the capabilities that work on %s does not need: %w", config.Export, err)
@@ -77,17 +80,50 @@ func openExport(ctx context.Context, mounter *mount.Mounter, config StoreConfig)
 	unix.Umask(0)
 	// What the store does by itself says in the log on which export.
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("export", config.Export.String()))
-	s, err := store.Open(ctx, root, store.Options{
+	if s.Store, err = openStore(ctx, config, root, originRoot); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// openStore opens the store of an export whose root is given, with that of its origin
+// if there is one.
+func openStore(ctx context.Context, config StoreConfig, root, originRoot *os.Root) (*store.Store, error) {
+	options := store.Options{
 		DriverName:       config.DriverName,
 		InstanceID:       config.InstanceID,
 		PurgeConcurrency: config.PurgeConcurrency,
 		PurgeRate:        config.PurgeRate,
 		CopyWait:         config.CopyWait,
-	})
+	}
+	if originRoot != nil {
+		look := options
+		look.Passive = true
+		at, err := store.Open(ctx, originRoot, look)
+		if err != nil {
+			return nil, fmt.Errorf("open the store on %s: %w", config.Origin, err)
+		}
+		options.Origin = store.Origin{Export: config.Origin, Store: at}
+	}
+	s, err := store.Open(ctx, root, options)
 	if err != nil {
 		return nil, fmt.Errorf("open the store on %s: %w", config.Export, err)
 	}
-	return &exportStore{Store: s, mounted: mounted}, nil
+	return s, nil
+}
+
+// mount mounts an export and opens its root.
+func (s *exportStore) mount(ctx context.Context, mounter *mount.Mounter, export nfs.Export, readOnly bool) (*os.Root, error) {
+	mounted, err := mounter.Detached(ctx, storeMount(export), "", readOnly)
+	if err != nil {
+		return nil, err
+	}
+	s.mounted = append(s.mounted, mounted)
+	root, err := os.OpenRoot(mount.RootPath(mounted))
+	if err != nil {
+		return nil, fmt.Errorf("open the root of %s: %w", export, rootError(err))
+	}
+	return root, nil
 }
 
 // storeMount returns the export as a store needs it mounted. Another controller

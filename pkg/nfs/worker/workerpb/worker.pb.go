@@ -184,7 +184,9 @@ type OpenRequest struct {
 	// Files unlinked per second at most; 0 means no limit.
 	PurgeRate int32 `protobuf:"varint,5,opt,name=purge_rate,json=purgeRate,proto3" json:"purge_rate,omitempty"`
 	// How long a create waits for a copy.
-	CopyWaitNano  int64 `protobuf:"varint,6,opt,name=copy_wait_nano,json=copyWaitNano,proto3" json:"copy_wait_nano,omitempty"`
+	CopyWaitNano int64 `protobuf:"varint,6,opt,name=copy_wait_nano,json=copyWaitNano,proto3" json:"copy_wait_nano,omitempty"`
+	// Another export that volumes are copied from; absent for none.
+	Origin        *Export `protobuf:"bytes,7,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -259,6 +261,13 @@ func (x *OpenRequest) GetCopyWaitNano() int64 {
 		return x.CopyWaitNano
 	}
 	return 0
+}
+
+func (x *OpenRequest) GetOrigin() *Export {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
 }
 
 // Source is what a volume is a copy of.
@@ -1920,7 +1929,7 @@ const file_worker_proto_rawDesc = "" +
 	"\x06Export\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05share\x18\x02 \x01(\tR\x05share\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xf0\x01\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\x9f\x02\n" +
 	"\vOpenRequest\x12-\n" +
 	"\x06export\x18\x01 \x01(\v2\x15.nfscsi.worker.ExportR\x06export\x12\x1f\n" +
 	"\vdriver_name\x18\x02 \x01(\tR\n" +
@@ -1930,7 +1939,8 @@ const file_worker_proto_rawDesc = "" +
 	"\x11purge_concurrency\x18\x04 \x01(\x05R\x10purgeConcurrency\x12\x1d\n" +
 	"\n" +
 	"purge_rate\x18\x05 \x01(\x05R\tpurgeRate\x12$\n" +
-	"\x0ecopy_wait_nano\x18\x06 \x01(\x03R\fcopyWaitNano\"k\n" +
+	"\x0ecopy_wait_nano\x18\x06 \x01(\x03R\fcopyWaitNano\x12-\n" +
+	"\x06origin\x18\a \x01(\v2\x15.nfscsi.worker.ExportR\x06origin\"k\n" +
 	"\x06Source\x12-\n" +
 	"\x06export\x18\x01 \x01(\v2\x15.nfscsi.worker.ExportR\x06export\x12\x1a\n" +
 	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x16\n" +
@@ -2138,53 +2148,54 @@ var file_worker_proto_goTypes = []any{
 }
 var file_worker_proto_depIdxs = []int32{
 	2,  // 0: nfscsi.worker.OpenRequest.export:type_name -> nfscsi.worker.Export
-	2,  // 1: nfscsi.worker.Source.export:type_name -> nfscsi.worker.Export
-	5,  // 2: nfscsi.worker.CreateVolumeRequest.claim:type_name -> nfscsi.worker.Claim
-	4,  // 3: nfscsi.worker.CreateVolumeRequest.source:type_name -> nfscsi.worker.Source
-	5,  // 4: nfscsi.worker.Volume.claim:type_name -> nfscsi.worker.Claim
-	4,  // 5: nfscsi.worker.Volume.source:type_name -> nfscsi.worker.Source
-	7,  // 6: nfscsi.worker.ListVolumesResponse.volumes:type_name -> nfscsi.worker.Volume
-	13, // 7: nfscsi.worker.ListArchivesResponse.archives:type_name -> nfscsi.worker.ArchivedVolume
-	5,  // 8: nfscsi.worker.ArchivedVolume.claim:type_name -> nfscsi.worker.Claim
-	17, // 9: nfscsi.worker.ListSnapshotsResponse.snapshots:type_name -> nfscsi.worker.Snapshot
-	2,  // 10: nfscsi.worker.MountRequest.export:type_name -> nfscsi.worker.Export
-	3,  // 11: nfscsi.worker.Store.Open:input_type -> nfscsi.worker.OpenRequest
-	6,  // 12: nfscsi.worker.Store.CreateVolume:input_type -> nfscsi.worker.CreateVolumeRequest
-	8,  // 13: nfscsi.worker.Store.GetVolume:input_type -> nfscsi.worker.GetVolumeRequest
-	9,  // 14: nfscsi.worker.Store.ListVolumes:input_type -> nfscsi.worker.ListVolumesRequest
-	11, // 15: nfscsi.worker.Store.ListArchives:input_type -> nfscsi.worker.ListArchivesRequest
-	14, // 16: nfscsi.worker.Store.UpdateVolume:input_type -> nfscsi.worker.UpdateVolumeRequest
-	15, // 17: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
-	16, // 18: nfscsi.worker.Store.CreateSnapshot:input_type -> nfscsi.worker.CreateSnapshotRequest
-	18, // 19: nfscsi.worker.Store.GetSnapshot:input_type -> nfscsi.worker.GetSnapshotRequest
-	19, // 20: nfscsi.worker.Store.ListSnapshots:input_type -> nfscsi.worker.ListSnapshotsRequest
-	21, // 21: nfscsi.worker.Store.DeleteSnapshot:input_type -> nfscsi.worker.DeleteSnapshotRequest
-	0,  // 22: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
-	0,  // 23: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
-	24, // 24: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
-	25, // 25: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
-	26, // 26: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
-	23, // 27: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
-	7,  // 28: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
-	7,  // 29: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
-	10, // 30: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
-	12, // 31: nfscsi.worker.Store.ListArchives:output_type -> nfscsi.worker.ListArchivesResponse
-	7,  // 32: nfscsi.worker.Store.UpdateVolume:output_type -> nfscsi.worker.Volume
-	0,  // 33: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
-	17, // 34: nfscsi.worker.Store.CreateSnapshot:output_type -> nfscsi.worker.Snapshot
-	17, // 35: nfscsi.worker.Store.GetSnapshot:output_type -> nfscsi.worker.Snapshot
-	20, // 36: nfscsi.worker.Store.ListSnapshots:output_type -> nfscsi.worker.ListSnapshotsResponse
-	0,  // 37: nfscsi.worker.Store.DeleteSnapshot:output_type -> nfscsi.worker.Empty
-	22, // 38: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
-	23, // 39: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
-	0,  // 40: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
-	0,  // 41: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
-	22, // 42: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
-	27, // [27:43] is the sub-list for method output_type
-	11, // [11:27] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	2,  // 1: nfscsi.worker.OpenRequest.origin:type_name -> nfscsi.worker.Export
+	2,  // 2: nfscsi.worker.Source.export:type_name -> nfscsi.worker.Export
+	5,  // 3: nfscsi.worker.CreateVolumeRequest.claim:type_name -> nfscsi.worker.Claim
+	4,  // 4: nfscsi.worker.CreateVolumeRequest.source:type_name -> nfscsi.worker.Source
+	5,  // 5: nfscsi.worker.Volume.claim:type_name -> nfscsi.worker.Claim
+	4,  // 6: nfscsi.worker.Volume.source:type_name -> nfscsi.worker.Source
+	7,  // 7: nfscsi.worker.ListVolumesResponse.volumes:type_name -> nfscsi.worker.Volume
+	13, // 8: nfscsi.worker.ListArchivesResponse.archives:type_name -> nfscsi.worker.ArchivedVolume
+	5,  // 9: nfscsi.worker.ArchivedVolume.claim:type_name -> nfscsi.worker.Claim
+	17, // 10: nfscsi.worker.ListSnapshotsResponse.snapshots:type_name -> nfscsi.worker.Snapshot
+	2,  // 11: nfscsi.worker.MountRequest.export:type_name -> nfscsi.worker.Export
+	3,  // 12: nfscsi.worker.Store.Open:input_type -> nfscsi.worker.OpenRequest
+	6,  // 13: nfscsi.worker.Store.CreateVolume:input_type -> nfscsi.worker.CreateVolumeRequest
+	8,  // 14: nfscsi.worker.Store.GetVolume:input_type -> nfscsi.worker.GetVolumeRequest
+	9,  // 15: nfscsi.worker.Store.ListVolumes:input_type -> nfscsi.worker.ListVolumesRequest
+	11, // 16: nfscsi.worker.Store.ListArchives:input_type -> nfscsi.worker.ListArchivesRequest
+	14, // 17: nfscsi.worker.Store.UpdateVolume:input_type -> nfscsi.worker.UpdateVolumeRequest
+	15, // 18: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
+	16, // 19: nfscsi.worker.Store.CreateSnapshot:input_type -> nfscsi.worker.CreateSnapshotRequest
+	18, // 20: nfscsi.worker.Store.GetSnapshot:input_type -> nfscsi.worker.GetSnapshotRequest
+	19, // 21: nfscsi.worker.Store.ListSnapshots:input_type -> nfscsi.worker.ListSnapshotsRequest
+	21, // 22: nfscsi.worker.Store.DeleteSnapshot:input_type -> nfscsi.worker.DeleteSnapshotRequest
+	0,  // 23: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
+	0,  // 24: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
+	24, // 25: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
+	25, // 26: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
+	26, // 27: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
+	23, // 28: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
+	7,  // 29: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
+	7,  // 30: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
+	10, // 31: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
+	12, // 32: nfscsi.worker.Store.ListArchives:output_type -> nfscsi.worker.ListArchivesResponse
+	7,  // 33: nfscsi.worker.Store.UpdateVolume:output_type -> nfscsi.worker.Volume
+	0,  // 34: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
+	17, // 35: nfscsi.worker.Store.CreateSnapshot:output_type -> nfscsi.worker.Snapshot
+	17, // 36: nfscsi.worker.Store.GetSnapshot:output_type -> nfscsi.worker.Snapshot
+	20, // 37: nfscsi.worker.Store.ListSnapshots:output_type -> nfscsi.worker.ListSnapshotsResponse
+	0,  // 38: nfscsi.worker.Store.DeleteSnapshot:output_type -> nfscsi.worker.Empty
+	22, // 39: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
+	23, // 40: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
+	0,  // 41: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
+	0,  // 42: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
+	22, // 43: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
+	28, // [28:44] is the sub-list for method output_type
+	12, // [12:28] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_worker_proto_init() }
