@@ -72,14 +72,20 @@ func (s *scene) whileFrozen(do func()) {
 	do()
 }
 
-// creating returns how many CreateVolume calls the controller has begun and not ended.
-func (s *scene) creating(controller part) int {
+// metrics returns what a controller says at /metrics.
+func (s *scene) metrics(controller part) string {
 	s.t.Helper()
 	// The API server connects to the pod.
 	out, err := s.c.Kubectl(s.ctx, "get", "--raw", "/api/v1/namespaces/"+namespace+"/pods/"+controller.Metadata.Name+":8080/proxy/metrics")
 	s.must(err)
+	return out
+}
+
+// creating returns how many CreateVolume calls the controller has begun and not ended.
+func (s *scene) creating(controller part) int {
+	s.t.Helper()
 	count := 0
-	for line := range strings.Lines(out) {
+	for line := range strings.Lines(s.metrics(controller)) {
 		if !strings.Contains(line, `grpc_method="CreateVolume"`) {
 			continue
 		}

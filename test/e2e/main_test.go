@@ -26,11 +26,14 @@ import (
 
 const (
 	share      = "/srv/data"
+	quickShare = "/srv/memory" // in the server's memory
 	image      = "../../out/image.tar"
 	chart      = "../../charts/nfs-csi-driver"
 	release    = "nfs-csi-driver"
 	namespace  = "nfs-csi" // of the release
 	driverName = "csi.nfs-csi.io"
+	// exportOptions: pods connect from ports above 1023.
+	exportOptions = "rw,sync,no_subtree_check,no_root_squash,insecure"
 	// caseTimeout bounds one case, its end included.
 	caseTimeout = 8 * time.Minute
 )
@@ -43,6 +46,13 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(fillEnv); dir != "" {
+		if err := fillDirectory(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv("E2E") == "" {
 		os.Exit(m.Run())
 	}
@@ -53,9 +63,12 @@ func runOnCluster(m *testing.M) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	c, err := cluster.Start(ctx, cluster.Options{
-		Name:    "e2e",
-		Log:     os.Stderr,
-		Exports: []lab.ExportSpec{{Path: share, FS: lab.XFS, SizeMB: 2048, Options: "rw,sync,no_subtree_check,no_root_squash,insecure"}},
+		Name: "e2e",
+		Log:  os.Stderr,
+		Exports: []lab.ExportSpec{
+			{Path: share, FS: lab.XFS, SizeMB: 2048, Options: exportOptions},
+			{Path: quickShare, FS: lab.Tmpfs, SizeMB: 64, Options: exportOptions},
+		},
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start the cluster:", err)

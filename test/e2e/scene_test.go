@@ -32,8 +32,14 @@ type scene struct {
 // of it do not go.
 func newScene(t *testing.T, name string) *scene {
 	t.Helper()
+	return newSceneOn(t, name, share)
+}
+
+// newSceneOn makes a scene on one of the server's exports.
+func newSceneOn(t *testing.T, name, export string) *scene {
+	t.Helper()
 	ctx, c := onCluster(t)
-	s := &scene{t: t, ctx: ctx, c: c, name: name, dir: path.Join(share, name), driver: driverName}
+	s := &scene{t: t, ctx: ctx, c: c, name: name, dir: path.Join(export, name), driver: driverName}
 	onServer(ctx, t, c, "mkdir -p "+s.dir)
 	s.must(c.Apply(ctx, fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s}}", name)))
 	t.Cleanup(s.close)

@@ -106,6 +106,10 @@ func TestSnapshotAndRestore(t *testing.T) {
 	s.kubectl("delete", "pod", "app", "--wait")
 	s.kubectl("delete", "pvc", "data")
 	s.gone(source)
+	// The file with a hole alone is longer than its disk space.
+	if found := s.ctlList("snapshots", 1)[0]; ".nfs-csi/snapshots/"+found.Name != dir || found.Source != source || found.SizeBytes <= 10<<20 {
+		t.Errorf("ctl lists the snapshot %s of %s as %+v", dir, source, found)
+	}
 	restored := s.copyOf("restored", "{apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: first}")
 	expect(t, "the tree in the restored volume", s.server(fmt.Sprintf(treeText, restored+"/tree")), tree)
 	s.pod("reader", s.c.Nodes()[1].Name(), "restored")

@@ -110,7 +110,7 @@ func TestReclaimDelete(t *testing.T) {
 	s.left()
 }
 
-// TestReclaimRetain: volume, directory and record outlive the claim.
+// TestReclaimRetain: volume, directory and record outlive the claim, and serve another one.
 func TestReclaimRetain(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "reclaim-retain")
@@ -132,7 +132,11 @@ func TestReclaimRetain(t *testing.T) {
 	if got := s.record(volume).State; got != "ready" {
 		t.Errorf("the record's state is %q", got)
 	}
-	// What an administrator does to be rid of it.
+	// What an administrator does to use it again, and then to be rid of it.
+	s.kubectl("patch", "pv", volume, "--type", "merge", "-p", `{"spec":{"claimRef":null}}`)
+	s.apply(strings.Replace(sceneClaim, "spec: {", "spec: {volumeName: "+volume+", ", 1), "again", "reclaim-retained")
+	s.status("pvc/again", ".status.phase", "Bound")
+	s.kubectl("delete", "pvc", "again")
 	s.kubectl("patch", "pv", volume, "-p", `{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`)
 	s.gone(volume)
 }
