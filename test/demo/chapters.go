@@ -9,13 +9,17 @@ import (
 )
 
 const (
-	imageTar    = "out/image.tar"
-	examples    = "deploy/kubernetes/examples/"
-	share       = "/export/kubernetes"
-	claimFile   = examples + "pvc.yaml"
-	podsFile    = examples + "deployment.yaml"
-	claimName   = "shared"
-	podSelector = "app=shared"
+	imageTar     = "out/image.tar"
+	examples     = "deploy/kubernetes/examples/"
+	share        = "/export/kubernetes"
+	claimFile    = examples + "pvc.yaml"
+	podsFile     = examples + "deployment.yaml"
+	snapshotFile = examples + "snapshot.yaml"
+	restoreFile  = examples + "restore.yaml"
+	claimName    = "shared"
+	restored     = "restored" // the claim and the pod of restoreFile
+	podSelector  = "app=shared"
+	greeting     = "hello from the first pod"
 )
 
 // kubectl shows a kubectl command and its output.
@@ -39,11 +43,16 @@ func (d *demo) install(ctx context.Context) error {
 	if err := d.cluster.LoadImage(ctx, imageTar); err != nil {
 		return err
 	}
-	if err := d.cluster.LoadSidecars(ctx); err != nil {
+	if err := d.cluster.LoadSidecars(ctx, "csi-provisioner", "csi-resizer", "csi-snapshotter"); err != nil {
+		return err
+	}
+	d.Say("For snapshots, a cluster needs their CRDs and the snapshot-controller, whatever its drivers: this one has them.")
+	if err := d.cluster.InstallSnapshots(ctx); err != nil {
 		return err
 	}
 	args := []string{"install", "nfs-csi-driver", "charts/nfs-csi-driver", "--namespace", "nfs-csi", "--create-namespace",
 		"--set", "image.registry=docker.io,image.tag=" + d.version,
+		"--set", "controller.snapshotter.enabled=true",
 		"--set", fmt.Sprintf("storageClasses[0].name=nfs,storageClasses[0].server=%s,storageClasses[0].share=%s", d.cluster.Server().IPv4(), share)}
 	_, err := d.Run("$", append([]string{"helm"}, args...), func() (string, error) {
 		out, err := d.cluster.Helm(ctx, args...)
@@ -78,7 +87,7 @@ func (d *demo) provision(ctx context.Context) error {
 			return err
 		}
 	}
-	volume, err := d.volume(ctx)
+	volume, err := d.volume(ctx, claimName)
 	if err != nil {
 		return err
 	}
@@ -89,8 +98,9 @@ func (d *demo) provision(ctx context.Context) error {
 	return d.server(ctx, "cat", record(volume))
 }
 
-func (d *demo) volume(ctx context.Context) (string, error) {
-	return d.cluster.Kubectl(ctx, "get", "pvc", claimName, "-o", "jsonpath={.spec.volumeName}")
+// volume returns the name of a claim's volume.
+func (d *demo) volume(ctx context.Context, claim string) (string, error) {
+	return d.cluster.Kubectl(ctx, "get", "pvc", claim, "-o", "jsonpath={.spec.volumeName}")
 }
 
 func record(volume string) string { return share + "/.nfs-csi/volumes/" + volume + ".json" }
@@ -111,17 +121,11 @@ func (d *demo) share(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	const text = "hello from the first pod"
-	if err := d.kubectl(ctx, "exec", pods[0], "--", "sh", "-c", "echo "+text+" > /data/hello"); err != nil {
+	if err := d.kubectl(ctx, "exec", pods[0], "--", "sh", "-c", "echo "+greeting+" > /data/hello"); err != nil {
 		return err
 	}
-	args := []string{"exec", pods[1], "--", "cat", "/data/hello"}
-	read, err := d.Run("$", append([]string{"kubectl"}, args...), func() (string, error) { return d.cluster.Kubectl(ctx, args...) })
-	if err != nil {
+	if err := d.readGreeting(ctx, pods[1]); err != nil {
 		return err
-	}
-	if got := strings.TrimSpace(read); got != text {
-		return fmt.Errorf("%s reads %q, %s wrote %q", pods[1], got, pods[0], text)
 	}
 	if err := d.bothWrite(ctx, pods); err != nil {
 		return err
@@ -131,7 +135,7 @@ func (d *demo) share(ctx context.Context) error {
 		return err
 	}
 	d.Say("On the server they are plain files:")
-	volume, err := d.volume(ctx)
+	volume, err := d.volume(ctx, claimName)
 	if err != nil {
 		return err
 	}
@@ -170,23 +174,74 @@ func (d *demo) bothWrite(ctx context.Context, pods []string) error {
 	})
 }
 
-// reclaim deletes the pods and the claim and shows that the export is empty again.
-func (d *demo) reclaim(ctx context.Context) error {
-	d.Chapter("Delete it: the directory, its record and its files go")
-	volume, err := d.volume(ctx)
+// readGreeting shows that a pod reads what the first pod wrote.
+func (d *demo) readGreeting(ctx context.Context, pod string) error {
+	args := []string{"exec", pod, "--", "cat", "/data/hello"}
+	read, err := d.Run("$", append([]string{"kubectl"}, args...), func() (string, error) { return d.cluster.Kubectl(ctx, args...) })
 	if err != nil {
 		return err
 	}
+	if got := strings.TrimSpace(read); got != greeting {
+		return fmt.Errorf("%s reads %q, the first pod wrote %q", pod, got, greeting)
+	}
+	return nil
+}
+
+// snapshot loses a file of which there is a snapshot, and gets it back.
+func (d *demo) snapshot(ctx context.Context) error {
+	d.Chapter("Take a snapshot, lose a file, and get it back")
 	for _, args := range [][]string{
-		{"delete", "-f", podsFile},
-		{"delete", "-f", claimFile},
-		{"wait", "pv/" + volume, "--for=delete", "--timeout=60s"},
+		{"apply", "-f", snapshotFile},
+		{"wait", "volumesnapshot/shared-snapshot", "--for=jsonpath={.status.readyToUse}=true", "--timeout=60s"},
+		{"get", "volumesnapshot"},
 	} {
 		if err := d.kubectl(ctx, args...); err != nil {
 			return err
 		}
 	}
-	d.Say("The directory was renamed into the driver's trash at once; its files are unlinked in the background.")
+	d.Say("Ready means: a whole copy of the volume is on the server's disk, and was compared with what was read.")
+	d.Say("Now somebody makes a mistake. The file is gone, for both pods:")
+	for _, args := range [][]string{
+		{"exec", "deployment/shared", "--", "rm", "/data/hello"},
+		{"exec", "deployment/shared", "--", "ls", "/data"},
+	} {
+		if err := d.kubectl(ctx, args...); err != nil {
+			return err
+		}
+	}
+	d.Say("A new claim names the snapshot as its source, and becomes a volume with what was in it:")
+	for _, args := range [][]string{
+		{"apply", "-f", restoreFile},
+		{"wait", "pvc/" + restored, "--for=jsonpath={.status.phase}=Bound", "--timeout=60s"},
+		{"wait", "pod/" + restored, "--for=condition=Ready", "--timeout=60s"},
+	} {
+		if err := d.kubectl(ctx, args...); err != nil {
+			return err
+		}
+	}
+	d.Say("The file is there again:")
+	return d.readGreeting(ctx, restored)
+}
+
+// reclaim deletes everything and shows that the export is empty again.
+func (d *demo) reclaim(ctx context.Context) error {
+	d.Chapter("Delete it all: directories, records, the snapshot and all files go")
+	deletes := []string{"delete", "-f", restoreFile, "-f", snapshotFile, "-f", podsFile, "-f", claimFile}
+	gone := []string{"wait", "--for=delete", "--timeout=60s"}
+	for _, claim := range []string{claimName, restored} {
+		volume, err := d.volume(ctx, claim)
+		if err != nil {
+			return err
+		}
+		gone = append(gone, "pv/"+volume)
+	}
+	if err := d.kubectl(ctx, deletes...); err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, gone...); err != nil {
+		return err
+	}
+	d.Say("What is deleted is renamed into the driver's trash at once; its files are unlinked in the background.")
 	if err := d.emptied(ctx); err != nil {
 		return err
 	}

@@ -191,12 +191,12 @@ func (d *demo) instructions() string {
 
    For example:
 
-     kubectl get pods,pvc,pv -o wide
+     kubectl get pods,pvc,pv,volumesnapshots -o wide
      kubectl exec deployment/shared -- tail -n 4 /data/hosts
      bin/demo server ls -lA %s    # on the NFS server
-     kubectl delete -f %s -f %s
+     kubectl delete -f %s -f %s -f %s -f %s
 
    There is no registry; of images, pods can have busybox:1.37.
    To stop it: make demo-stop
-`, d.cluster.Kubeconfig(), filepath.Dir(d.cluster.Tool("kubectl")), filepath.Dir(d.cluster.Tool("helm")), share, podsFile, claimFile)
+`, d.cluster.Kubeconfig(), filepath.Dir(d.cluster.Tool("kubectl")), filepath.Dir(d.cluster.Tool("helm")), share, restoreFile, snapshotFile, podsFile, claimFile)
 }

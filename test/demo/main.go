@@ -1,6 +1,6 @@
 // Command demo tells the driver's story on a real Kubernetes cluster on this
 // machine: built, installed with Helm as the README says, a claim that two pods
-// on two nodes share, and its reclaim. With -keep the cluster stays up, held by a
+// on two nodes share, a snapshot and its restore, and their end. With -keep the cluster stays up, held by a
 // process in the background, until "demo stop".
 package main
 
@@ -121,7 +121,7 @@ func (d *demo) tell(ctx context.Context) error {
 	if err := d.build(ctx); err != nil {
 		return err
 	}
-	chapters := []func(context.Context) error{d.start, d.install, d.provision, d.share, d.reclaim}
+	chapters := []func(context.Context) error{d.start, d.install, d.provision, d.share, d.snapshot, d.reclaim}
 	if d.leash != nil {
 		chapters = chapters[:len(chapters)-1]
 	}
