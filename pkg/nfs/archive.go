@@ -8,24 +8,6 @@ import (
 	"time"
 )
 
-// ArchivedVolume is a volume that was deleted with OnDelete Archive, as its record
-// tells it. The record comes before the directory is moved: a volume whose delete
-// has not come to its end may have one already.
-type ArchivedVolume struct {
-	// ID tells the archives of an export apart: "<record id>-<created>".
-	ID string
-	// Name is the name that the orchestrator gave the volume.
-	Name string
-	// Dir was the volume's directory and Target is the archive's; both are
-	// relative to the share.
-	Dir, Target   string
-	CapacityBytes int64
-	Claim         Claim
-	Archived      time.Time
-	// Expires is when it goes to the trash; zero for never.
-	Expires time.Time
-}
-
 const day = 24 * time.Hour
 
 // ParseRetention reads for how long an archive is kept: a duration as

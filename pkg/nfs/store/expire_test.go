@@ -101,10 +101,7 @@ func TestExpire(t *testing.T) {
 			s := openStore(t, d)
 			waitPassed(t, s)
 			waitPurged(t, d)
-			listed, err := s.ListArchives(t.Context(), "", 0)
-			if err != nil {
-				t.Fatal(err)
-			}
+			listed := listItems(t, s, nfs.ItemArchive)
 			left, _ := filepath.Glob(d + "/a/b/archived-v-*/sub/file")
 			if b := s.Backlog(); tt.gone {
 				if len(listed)+len(left)+len(archiveFiles(t, d)) > 0 || exists(d+"/a/b") {
@@ -134,8 +131,8 @@ func TestExpireInTime(t *testing.T) {
 	const retention = 300 * time.Millisecond
 	archive(t, s, d, archivedSpec("soon", "soon", retention))
 	archive(t, s, d, archivedSpec("later", "later", time.Hour))
-	if listed, err := s.ListArchives(t.Context(), "", 0); err != nil || len(listed) != 2 {
-		t.Fatalf("archives: %v, %v", listed, err)
+	if listed := listItems(t, s, nfs.ItemArchive); len(listed) != 2 {
+		t.Fatalf("archives: %v", listed)
 	}
 	waitFor(t, "the archive to expire", func() (bool, string) {
 		files := archiveFiles(t, d)
@@ -156,31 +153,28 @@ func TestExpireInTime(t *testing.T) {
 func TestListArchives(t *testing.T) {
 	d := t.TempDir()
 	s := openStore(t, d)
-	if listed, err := s.ListArchives(t.Context(), "", 0); err != nil || len(listed) != 0 {
-		t.Errorf("of nothing: %v, %v", listed, err)
-	}
 	archive(t, s, d, archivedSpec("a", "x/a", 0))
 	archive(t, s, d, archivedSpec("b", "x/b", time.Hour))
 	archive(t, s, d, archivedSpec("b", "x/b", time.Hour))
-	archive(t, openStore(t, d, func(o *Options) { o.InstanceID = "two" }), d, archivedSpec("theirs", "theirs", time.Nanosecond))
+	archive(t, openStore(t, d, func(o *Options) { o.InstanceID = "two" }), d, archivedSpec("theirs", "theirs", 0))
 	mustWrite(t, filepath.Join(d, ownDir, "archive/c-1.json"), "{")
-	all, err := s.ListArchives(t.Context(), "", 0)
-	if err != nil || len(all) != 3 || s.Backlog().SkippedRecords == 0 {
-		t.Fatalf("%+v, %v; skipped %d", all, err, s.Backlog().SkippedRecords)
+	all := listItems(t, s, nfs.ItemArchive)
+	if len(all) != 5 || all[3].Key != "c-1" || all[3].Problem == "" || all[4].Instance != "two" {
+		t.Fatalf("%+v", all)
 	}
-	for i, a := range all {
+	for i, a := range all[:3] {
 		name := []string{"a", "b", "b"}[i]
-		if a.Name != name || a.Dir != "x/"+name || !exists(filepath.Join(d, a.Target, "sub/file")) || a.Claim.Name != "pvc" ||
-			a.CapacityBytes != 1<<30 || time.Since(a.Archived) > time.Minute {
+		if a.Volume.Name != name || a.Volume.Dir != "x/"+name || !exists(filepath.Join(d, a.Path, "sub/file")) || a.Volume.Claim.Name != "pvc" ||
+			a.Volume.CapacityBytes != 1<<30 || time.Since(a.Since) > time.Minute {
 			t.Errorf("%+v", a)
 		}
 		if until := time.Until(a.Expires); (name == "a") != a.Expires.IsZero() || name == "b" && (until > time.Hour || until < 50*time.Minute) {
 			t.Errorf("%s expires at %v", name, a.Expires)
 		}
 	}
-	var paged []nfs.ArchivedVolume
-	for after := ""; ; after = paged[len(paged)-1].ID {
-		page, err := s.ListArchives(t.Context(), after, 1)
+	var paged []nfs.Item
+	for after := ""; ; after = paged[len(paged)-1].Key {
+		page, err := s.ListItems(t.Context(), nfs.ItemArchive, after, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -228,9 +222,9 @@ func TestExpireAfterLateDelete(t *testing.T) {
 	remove(t, s, "v")
 	again := openStore(t, d)
 	waitPassed(t, again)
-	left, err := again.ListArchives(t.Context(), "", 0)
-	if err != nil || len(left) != 1 || !exists(filepath.Join(d, left[0].Target, "file")) || time.Until(left[0].Expires) < 23*time.Hour {
-		t.Errorf("after the delete: %+v, %v", left, err)
+	left := listItems(t, again, nfs.ItemArchive)
+	if len(left) != 1 || !exists(filepath.Join(d, left[0].Path, "file")) || time.Until(left[0].Expires) < 23*time.Hour {
+		t.Errorf("after the delete: %+v", left)
 	}
 	if b := s.Backlog(); b.Archives != 1 || b.NextExpiry.IsZero() {
 		t.Errorf("backlog: %+v", b)

@@ -28,7 +28,7 @@ func runTask(t *testing.T, s *Store, which nfs.Task) (nfs.TaskState, error) {
 	}
 }
 
-func listItems(t *testing.T, s *Store, kind nfs.ItemKind) []nfs.Item {
+func listItems(t testing.TB, s *Store, kind nfs.ItemKind) []nfs.Item {
 	t.Helper()
 	items, err := s.ListItems(t.Context(), kind, "", 0)
 	if err != nil {

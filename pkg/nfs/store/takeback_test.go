@@ -25,7 +25,7 @@ func back(name, dir, archive string) nfs.VolumeSpec {
 }
 
 // withArchive is a new export with an archive of the volume "old" and a neighbour.
-func withArchive(t testing.TB) (dir string, a nfs.ArchivedVolume) {
+func withArchive(t testing.TB) (dir string, a nfs.Item) {
 	t.Helper()
 	dir = t.TempDir()
 	s := openStore(t, dir)
@@ -35,18 +35,18 @@ func withArchive(t testing.TB) (dir string, a nfs.ArchivedVolume) {
 	return dir, onlyArchive(t, s)
 }
 
-func onlyArchive(t testing.TB, s *Store) nfs.ArchivedVolume {
+func onlyArchive(t testing.TB, s *Store) nfs.Item {
 	t.Helper()
-	list, err := s.ListArchives(t.Context(), "", 0)
-	if err != nil || len(list) != 1 {
-		t.Fatalf("archives: %+v, %v", list, err)
+	list := listItems(t, s, nfs.ItemArchive)
+	if len(list) != 1 {
+		t.Fatalf("archives: %+v", list)
 	}
 	return list[0]
 }
 
 // checkWhole checks that the archive's data is in one place: the volume's if there is
 // one of that name, else the archive's.
-func checkWhole(t testing.TB, s *Store, dir string, a nfs.ArchivedVolume, names ...string) {
+func checkWhole(t testing.TB, s *Store, dir string, a nfs.Item, names ...string) {
 	t.Helper()
 	var volumes []nfs.Volume
 	for _, name := range names {
@@ -62,7 +62,7 @@ func checkWhole(t testing.TB, s *Store, dir string, a nfs.ArchivedVolume, names 
 		t.Fatal(err)
 	}
 	records := archiveFiles(t, dir)
-	want, wantRecords := filepath.Join(dir, a.Target), 1
+	want, wantRecords := filepath.Join(dir, a.Path), 1
 	if len(volumes) == 1 {
 		want, wantRecords = filepath.Join(dir, volumes[0].Dir), 0
 	}
@@ -76,13 +76,13 @@ func TestTakeBack(t *testing.T) {
 	for _, by := range []string{"id", "name"} {
 		t.Run(by, func(t *testing.T) {
 			dir, a := withArchive(t)
-			if err := os.Chmod(filepath.Join(dir, a.Target), 0o701); err != nil {
+			if err := os.Chmod(filepath.Join(dir, a.Path), 0o701); err != nil {
 				t.Fatal(err)
 			}
 			s := openStore(t, dir)
-			spec := back("new", "team/new", map[string]string{"id": a.ID, "name": "old"}[by])
+			spec := back("new", "team/new", map[string]string{"id": a.Key, "name": "old"}[by])
 			v := create(t, s, spec)
-			if v.RestoredArchive != a.ID || v.RestoredName != "old" || v.Dir != "team/new" || v.CapacityBytes != spec.MinBytes {
+			if v.RestoredArchive != a.Key || v.RestoredName != "old" || v.Dir != "team/new" || v.CapacityBytes != spec.MinBytes {
 				t.Errorf("made: %+v", v)
 			}
 			checkWhole(t, s, dir, a, "new")
@@ -92,14 +92,14 @@ func TestTakeBack(t *testing.T) {
 			if again := create(t, openStore(t, dir), spec); !again.Created.Equal(v.Created) {
 				t.Errorf("again: %+v", again)
 			}
-			other := map[string]string{"id": "old", "name": a.ID}[by]
+			other := map[string]string{"id": "old", "name": a.Key}[by]
 			if again := create(t, s, back("new", "team/new", other)); !again.Created.Equal(v.Created) {
 				t.Errorf("named otherwise: %+v", again)
 			}
 			_, err := s.CreateVolume(t.Context(), with(spec, func(s *nfs.VolumeSpec) { s.RestoreArchive = "" }))
-			wantError(t, err, nfs.ErrConflict, a.ID)
+			wantError(t, err, nfs.ErrConflict, a.Key)
 			_, err = s.CreateVolume(t.Context(), back("new", "team/new", "another"))
-			wantError(t, err, nfs.ErrConflict, a.ID, "another")
+			wantError(t, err, nfs.ErrConflict, a.Key, "another")
 			_, err = s.CreateVolume(t.Context(), back("second", "team/second", "old"))
 			wantError(t, err, nfs.ErrNotFound, `"old"`, ".nfs-csi/archive")
 			if b := s.Backlog(); b.Archives != 0 {
@@ -139,7 +139,7 @@ func TestTakeBackAgain(t *testing.T) {
 		remove(t, s, "old")
 		waitPurged(t, dir)
 		again := onlyArchive(t, s)
-		if again.ID == a.ID || again.Name != "old" {
+		if again.Key == a.Key || again.Volume.Name != "old" {
 			t.Errorf("archived again: %+v", again)
 		}
 		a = again
@@ -149,68 +149,68 @@ func TestTakeBackAgain(t *testing.T) {
 
 func TestTakeBackRefused(t *testing.T) {
 	for name, tt := range map[string]struct {
-		prepare func(t *testing.T, dir string, a nfs.ArchivedVolume)
-		spec    func(a nfs.ArchivedVolume) nfs.VolumeSpec
+		prepare func(t *testing.T, dir string, a nfs.Item)
+		spec    func(a nfs.Item) nfs.VolumeSpec
 		want    error
 		say     []string
 	}{
-		"unknown": {spec: func(nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "new", "nobody") }, want: nfs.ErrNotFound, say: []string{`"nobody"`}},
-		"no name": {spec: func(nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "new", "../volumes/neighbour") }, want: nfs.ErrNotFound},
+		"unknown": {spec: func(nfs.Item) nfs.VolumeSpec { return back("new", "new", "nobody") }, want: nfs.ErrNotFound, say: []string{`"nobody"`}},
+		"no name": {spec: func(nfs.Item) nfs.VolumeSpec { return back("new", "new", "../volumes/neighbour") }, want: nfs.ErrNotFound},
 		"archived twice": {
-			prepare: func(t *testing.T, dir string, a nfs.ArchivedVolume) {
+			prepare: func(t *testing.T, dir string, a nfs.Item) {
 				archive(t, openStore(t, dir), dir, archivedSpec("old", "ns/old", 0))
 			},
-			spec: func(nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "new", "old") },
+			spec: func(nfs.Item) nfs.VolumeSpec { return back("new", "new", "old") },
 			want: nfs.ErrInvalid, say: []string{"2 times", "old-1"},
 		},
 		"another instance's": {
-			prepare: func(t *testing.T, dir string, a nfs.ArchivedVolume) {
+			prepare: func(t *testing.T, dir string, a nfs.Item) {
 				two := openStore(t, dir, func(o *Options) { o.InstanceID = "two" })
 				archive(t, two, dir, archivedSpec("theirs", "theirs", 0))
 			},
-			spec: func(nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "new", "theirs") },
+			spec: func(nfs.Item) nfs.VolumeSpec { return back("new", "new", "theirs") },
 			want: nfs.ErrForeign, say: []string{`"two"`},
 		},
 		"it was moved by hand": {
-			prepare: func(t *testing.T, dir string, a nfs.ArchivedVolume) {
-				if err := os.Rename(filepath.Join(dir, a.Target), dir+"/mine"); err != nil {
+			prepare: func(t *testing.T, dir string, a nfs.Item) {
+				if err := os.Rename(filepath.Join(dir, a.Path), dir+"/mine"); err != nil {
 					t.Fatal(err)
 				}
 			},
-			spec: func(a nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "new", a.ID) },
+			spec: func(a nfs.Item) nfs.VolumeSpec { return back("new", "new", a.Key) },
 			want: nfs.ErrNotFound,
 		},
 		"it became a symbolic link": {
-			prepare: func(t *testing.T, dir string, a nfs.ArchivedVolume) {
-				if err := os.RemoveAll(filepath.Join(dir, a.Target)); err != nil {
+			prepare: func(t *testing.T, dir string, a nfs.Item) {
+				if err := os.RemoveAll(filepath.Join(dir, a.Path)); err != nil {
 					t.Fatal(err)
 				}
-				mustSymlink(t, "neighbour", filepath.Join(dir, a.Target))
+				mustSymlink(t, "neighbour", filepath.Join(dir, a.Path))
 			},
-			spec: func(a nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "new", a.ID) },
+			spec: func(a nfs.Item) nfs.VolumeSpec { return back("new", "new", a.Key) },
 			want: nfs.ErrForeign, say: []string{"symbolic link"},
 		},
 		"the directory is someone's": {
-			prepare: func(t *testing.T, dir string, a nfs.ArchivedVolume) { mustMkdir(t, dir+"/new") },
-			spec:    func(a nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "new", a.ID) },
+			prepare: func(t *testing.T, dir string, a nfs.Item) { mustMkdir(t, dir+"/new") },
+			spec:    func(a nfs.Item) nfs.VolumeSpec { return back("new", "new", a.Key) },
 			want:    nfs.ErrForeign, say: []string{`"new"`, "no record"},
 		},
 		"the directory is a volume's": {
-			spec: func(a nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "ns/neighbour", a.ID) },
+			spec: func(a nfs.Item) nfs.VolumeSpec { return back("new", "ns/neighbour", a.Key) },
 			want: nfs.ErrConflict, say: []string{`"neighbour"`},
 		},
 		"inside a volume": {
-			spec: func(a nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "ns/neighbour/new", a.ID) },
+			spec: func(a nfs.Item) nfs.VolumeSpec { return back("new", "ns/neighbour/new", a.Key) },
 			want: nfs.ErrConflict, say: []string{"inside another"},
 		},
 		"another volume takes it": {
-			prepare: func(t *testing.T, dir string, a nfs.ArchivedVolume) {
-				from := filepath.Join(dir, ownDir, "archive", a.ID)
+			prepare: func(t *testing.T, dir string, a nfs.Item) {
+				from := filepath.Join(dir, ownDir, "archive", a.Key)
 				if err := os.Rename(from+".json", from+"+someone-1.json"); err != nil {
 					t.Fatal(err)
 				}
 			},
-			spec: func(a nfs.ArchivedVolume) nfs.VolumeSpec { return back("new", "new", a.ID) },
+			spec: func(a nfs.Item) nfs.VolumeSpec { return back("new", "new", a.Key) },
 			want: nfs.ErrConflict, say: []string{`"someone"`},
 		},
 	} {
@@ -266,7 +266,7 @@ func TestKillTakeBackForGood(t *testing.T) {
 		s := openStore(t, dir)
 		_, getErr := s.GetVolume(t.Context(), "new")
 		moved := exists(dir + "/team/new/sub/file")
-		if moved && getErr != nil || !moved && !exists(filepath.Join(dir, a.Target, "sub/file")) {
+		if moved && getErr != nil || !moved && !exists(filepath.Join(dir, a.Path, "sub/file")) {
 			t.Fatalf("the data is in the volume: %v; which is: %v", moved, getErr)
 		}
 		if getErr != nil {
@@ -281,13 +281,13 @@ func TestKillTakeBackForGood(t *testing.T) {
 		remove(t, s, "new")
 		waitPurged(t, dir)
 		if moved {
-			if left := archiveFiles(t, dir); len(left) > 0 || exists(filepath.Join(dir, a.Target)) {
+			if left := archiveFiles(t, dir); len(left) > 0 || exists(filepath.Join(dir, a.Path)) {
 				t.Errorf("left: %v", left)
 			}
 			return died
 		}
 		checkWhole(t, s, dir, a, "new", "other")
-		create(t, s, back("other", "team/other", a.ID))
+		create(t, s, back("other", "team/other", a.Key))
 		checkWhole(t, s, dir, a, "other")
 		return died
 	})
@@ -313,7 +313,7 @@ func TestTakeBackFails(t *testing.T) {
 					if exists(dir + "/team") {
 						t.Error("the parent stays")
 					}
-					create(t, s, back("other", "ns/other", a.ID))
+					create(t, s, back("other", "ns/other", a.Key))
 					checkWhole(t, s, dir, a, "other")
 					return happened
 				}
@@ -398,7 +398,7 @@ func TestTakeBackOneWinner(t *testing.T) {
 			wg.Go(func() {
 				<-start
 				name := fmt.Sprintf("v%d", n/2)
-				_, err := untilMade(t, stores[n%3], back(name, "team/"+name, []string{a.ID, "old"}[n/2%2]))
+				_, err := untilMade(t, stores[n%3], back(name, "team/"+name, []string{a.Key, "old"}[n/2%2]))
 				mu.Lock()
 				defer mu.Unlock()
 				switch {
@@ -439,7 +439,7 @@ func TestTakeBackOrExpire(t *testing.T) {
 		data, _ := filepath.Glob(filepath.Join(dir, "*/*/sub/file"))
 		if happened && errors.Is(err, nfs.ErrNotFound) {
 			if len(data)+len(archiveFiles(t, dir)) > 0 {
-				t.Errorf("left of %s: %v, %v", a.ID, data, archiveFiles(t, dir))
+				t.Errorf("left of %s: %v, %v", a.Key, data, archiveFiles(t, dir))
 			}
 		} else if err != nil || len(data) != 1 || !strings.HasPrefix(data[0], dir+"/team/new/") {
 			t.Errorf("create: %v; the data: %v", err, data)

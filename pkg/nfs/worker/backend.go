@@ -43,7 +43,6 @@ type Backend interface {
 	CreateVolume(ctx context.Context, spec nfs.VolumeSpec) (nfs.Volume, error)
 	GetVolume(ctx context.Context, id string) (nfs.Volume, error)
 	ListVolumes(ctx context.Context, after string, limit int) ([]nfs.Volume, error)
-	ListArchives(ctx context.Context, after string, limit int) ([]nfs.ArchivedVolume, error)
 	UpdateVolume(ctx context.Context, id string, change nfs.VolumeChange) (nfs.Volume, error)
 	DeleteVolume(ctx context.Context, id, dir string) error
 	CreateSnapshot(ctx context.Context, name, volumeID string) (nfs.Snapshot, error)

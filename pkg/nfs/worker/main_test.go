@@ -247,21 +247,6 @@ func fakeError(name string) error {
 // fakeVolumes is how many volumes the fake store lists: more than two pages.
 const fakeVolumes = 2*maxPage + 100
 
-func (fakeStore) ListArchives(_ context.Context, after string, limit int) ([]nfs.ArchivedVolume, error) {
-	var archives []nfs.ArchivedVolume
-	for n := range maxPage + 3 {
-		a := nfs.ArchivedVolume{ID: fmt.Sprintf("a-%04d", n), Name: "a", Dir: "x/a", Target: "x/archived-a", CapacityBytes: 5,
-			Claim: nfs.Claim{Namespace: "ns", Name: "pvc"}, Archived: time.Unix(1, 2).UTC()}
-		if n%2 == 0 {
-			a.Expires = time.Unix(3, 4).UTC()
-		}
-		if a.ID > after && len(archives) < limit {
-			archives = append(archives, a)
-		}
-	}
-	return archives, nil
-}
-
 func (fakeStore) ListVolumes(_ context.Context, after string, limit int) ([]nfs.Volume, error) {
 	var volumes []nfs.Volume
 	for i := range fakeVolumes {

@@ -306,3 +306,14 @@ func TestStartDrowsy(t *testing.T) {
 		t.Errorf("the slack of other children is %s ns, and was %s", after, before)
 	}
 }
+
+func TestStatusConversion(t *testing.T) {
+	for _, want := range []Status{{}, {
+		TrashBacklog: 1, TrashFailing: 2, TrashSettled: true, Purged: 3, SkippedRecords: 4,
+		Archives: 5, ArchivesExpired: 6, NextExpiry: time.Unix(7, 8).UTC(), Quota: true,
+	}} {
+		if diff := cmp.Diff(want, statusFromPB(statusToPB(want))); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+}

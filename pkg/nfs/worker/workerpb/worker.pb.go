@@ -826,205 +826,6 @@ func (x *ListVolumesResponse) GetVolumes() []*Volume {
 	return nil
 }
 
-type ListArchivesRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	After string                 `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
-	// At most this many; 0 means all.
-	Limit         int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListArchivesRequest) Reset() {
-	*x = ListArchivesRequest{}
-	mi := &file_worker_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListArchivesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListArchivesRequest) ProtoMessage() {}
-
-func (x *ListArchivesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListArchivesRequest.ProtoReflect.Descriptor instead.
-func (*ListArchivesRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *ListArchivesRequest) GetAfter() string {
-	if x != nil {
-		return x.After
-	}
-	return ""
-}
-
-func (x *ListArchivesRequest) GetLimit() int32 {
-	if x != nil {
-		return x.Limit
-	}
-	return 0
-}
-
-type ListArchivesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Archives      []*ArchivedVolume      `protobuf:"bytes,1,rep,name=archives,proto3" json:"archives,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListArchivesResponse) Reset() {
-	*x = ListArchivesResponse{}
-	mi := &file_worker_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListArchivesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListArchivesResponse) ProtoMessage() {}
-
-func (x *ListArchivesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListArchivesResponse.ProtoReflect.Descriptor instead.
-func (*ListArchivesResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *ListArchivesResponse) GetArchives() []*ArchivedVolume {
-	if x != nil {
-		return x.Archives
-	}
-	return nil
-}
-
-type ArchivedVolume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Dir           string                 `protobuf:"bytes,3,opt,name=dir,proto3" json:"dir,omitempty"`
-	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
-	CapacityBytes int64                  `protobuf:"varint,5,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
-	Claim         *Claim                 `protobuf:"bytes,6,opt,name=claim,proto3" json:"claim,omitempty"`
-	// Nanoseconds since 1970 UTC.
-	ArchivedUnixNano int64 `protobuf:"varint,7,opt,name=archived_unix_nano,json=archivedUnixNano,proto3" json:"archived_unix_nano,omitempty"`
-	// Absent when it is kept for ever.
-	ExpiresUnixNano *int64 `protobuf:"varint,8,opt,name=expires_unix_nano,json=expiresUnixNano,proto3,oneof" json:"expires_unix_nano,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
-}
-
-func (x *ArchivedVolume) Reset() {
-	*x = ArchivedVolume{}
-	mi := &file_worker_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ArchivedVolume) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ArchivedVolume) ProtoMessage() {}
-
-func (x *ArchivedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ArchivedVolume.ProtoReflect.Descriptor instead.
-func (*ArchivedVolume) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *ArchivedVolume) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *ArchivedVolume) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *ArchivedVolume) GetDir() string {
-	if x != nil {
-		return x.Dir
-	}
-	return ""
-}
-
-func (x *ArchivedVolume) GetTarget() string {
-	if x != nil {
-		return x.Target
-	}
-	return ""
-}
-
-func (x *ArchivedVolume) GetCapacityBytes() int64 {
-	if x != nil {
-		return x.CapacityBytes
-	}
-	return 0
-}
-
-func (x *ArchivedVolume) GetClaim() *Claim {
-	if x != nil {
-		return x.Claim
-	}
-	return nil
-}
-
-func (x *ArchivedVolume) GetArchivedUnixNano() int64 {
-	if x != nil {
-		return x.ArchivedUnixNano
-	}
-	return 0
-}
-
-func (x *ArchivedVolume) GetExpiresUnixNano() int64 {
-	if x != nil && x.ExpiresUnixNano != nil {
-		return *x.ExpiresUnixNano
-	}
-	return 0
-}
-
 // What is absent stays as it is.
 type UpdateVolumeRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1044,7 +845,7 @@ type UpdateVolumeRequest struct {
 
 func (x *UpdateVolumeRequest) Reset() {
 	*x = UpdateVolumeRequest{}
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +857,7 @@ func (x *UpdateVolumeRequest) String() string {
 func (*UpdateVolumeRequest) ProtoMessage() {}
 
 func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[14]
+	mi := &file_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +870,7 @@ func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{14}
+	return file_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UpdateVolumeRequest) GetId() string {
@@ -1138,7 +939,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +951,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[15]
+	mi := &file_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +964,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{15}
+	return file_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteVolumeRequest) GetId() string {
@@ -1190,7 +991,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1003,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[16]
+	mi := &file_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1016,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{16}
+	return file_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateSnapshotRequest) GetName() string {
@@ -1246,7 +1047,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1059,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[17]
+	mi := &file_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1072,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{17}
+	return file_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Snapshot) GetId() string {
@@ -1325,7 +1126,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1138,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[18]
+	mi := &file_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1151,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{18}
+	return file_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetSnapshotRequest) GetId() string {
@@ -1373,7 +1174,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1186,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[19]
+	mi := &file_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1199,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{19}
+	return file_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -1431,7 +1232,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1244,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[20]
+	mi := &file_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1257,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{20}
+	return file_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -1475,7 +1276,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_worker_proto_msgTypes[21]
+	mi := &file_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1288,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[21]
+	mi := &file_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1301,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{21}
+	return file_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteSnapshotRequest) GetId() string {
@@ -1524,7 +1325,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_worker_proto_msgTypes[22]
+	mi := &file_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1337,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[22]
+	mi := &file_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1350,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{22}
+	return file_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UsageResponse) GetTotalBytes() int64 {
@@ -1619,7 +1420,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1432,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[23]
+	mi := &file_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1445,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{23}
+	return file_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusResponse) GetTrashBacklog() int64 {
@@ -1757,7 +1558,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +1570,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[24]
+	mi := &file_worker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +1583,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{24}
+	return file_worker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MountRequest) GetExport() *Export {
@@ -1824,7 +1625,7 @@ type BindRequest struct {
 
 func (x *BindRequest) Reset() {
 	*x = BindRequest{}
-	mi := &file_worker_proto_msgTypes[25]
+	mi := &file_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1637,7 @@ func (x *BindRequest) String() string {
 func (*BindRequest) ProtoMessage() {}
 
 func (x *BindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[25]
+	mi := &file_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1650,7 @@ func (x *BindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindRequest.ProtoReflect.Descriptor instead.
 func (*BindRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{25}
+	return file_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BindRequest) GetSource() string {
@@ -1882,7 +1683,7 @@ type MountUsageRequest struct {
 
 func (x *MountUsageRequest) Reset() {
 	*x = MountUsageRequest{}
-	mi := &file_worker_proto_msgTypes[26]
+	mi := &file_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1695,7 @@ func (x *MountUsageRequest) String() string {
 func (*MountUsageRequest) ProtoMessage() {}
 
 func (x *MountUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_proto_msgTypes[26]
+	mi := &file_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +1708,7 @@ func (x *MountUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountUsageRequest.ProtoReflect.Descriptor instead.
 func (*MountUsageRequest) Descriptor() ([]byte, []int) {
-	return file_worker_proto_rawDescGZIP(), []int{26}
+	return file_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MountUsageRequest) GetPath() string {
@@ -1991,22 +1792,7 @@ const file_worker_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\tR\x05after\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\"F\n" +
 	"\x13ListVolumesResponse\x12/\n" +
-	"\avolumes\x18\x01 \x03(\v2\x15.nfscsi.worker.VolumeR\avolumes\"A\n" +
-	"\x13ListArchivesRequest\x12\x14\n" +
-	"\x05after\x18\x01 \x01(\tR\x05after\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\x05R\x05limit\"Q\n" +
-	"\x14ListArchivesResponse\x129\n" +
-	"\barchives\x18\x01 \x03(\v2\x1d.nfscsi.worker.ArchivedVolumeR\barchives\"\xa6\x02\n" +
-	"\x0eArchivedVolume\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
-	"\x03dir\x18\x03 \x01(\tR\x03dir\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target\x12%\n" +
-	"\x0ecapacity_bytes\x18\x05 \x01(\x03R\rcapacityBytes\x12*\n" +
-	"\x05claim\x18\x06 \x01(\v2\x14.nfscsi.worker.ClaimR\x05claim\x12,\n" +
-	"\x12archived_unix_nano\x18\a \x01(\x03R\x10archivedUnixNano\x12/\n" +
-	"\x11expires_unix_nano\x18\b \x01(\x03H\x00R\x0fexpiresUnixNano\x88\x01\x01B\x14\n" +
-	"\x12_expires_unix_nano\"\xb7\x02\n" +
+	"\avolumes\x18\x01 \x03(\v2\x15.nfscsi.worker.VolumeR\avolumes\"\xb7\x02\n" +
 	"\x13UpdateVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tmin_bytes\x18\x02 \x01(\x03R\bminBytes\x12\x1b\n" +
@@ -2084,13 +1870,12 @@ const file_worker_proto_rawDesc = "" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1b\n" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\"'\n" +
 	"\x11MountUsageRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path2\xe0\a\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path2\x87\a\n" +
 	"\x05Store\x12A\n" +
 	"\x04Open\x12\x1a.nfscsi.worker.OpenRequest\x1a\x1d.nfscsi.worker.StatusResponse\x12I\n" +
 	"\fCreateVolume\x12\".nfscsi.worker.CreateVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12C\n" +
 	"\tGetVolume\x12\x1f.nfscsi.worker.GetVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12T\n" +
-	"\vListVolumes\x12!.nfscsi.worker.ListVolumesRequest\x1a\".nfscsi.worker.ListVolumesResponse\x12W\n" +
-	"\fListArchives\x12\".nfscsi.worker.ListArchivesRequest\x1a#.nfscsi.worker.ListArchivesResponse\x12I\n" +
+	"\vListVolumes\x12!.nfscsi.worker.ListVolumesRequest\x1a\".nfscsi.worker.ListVolumesResponse\x12I\n" +
 	"\fUpdateVolume\x12\".nfscsi.worker.UpdateVolumeRequest\x1a\x15.nfscsi.worker.Volume\x12H\n" +
 	"\fDeleteVolume\x12\".nfscsi.worker.DeleteVolumeRequest\x1a\x14.nfscsi.worker.Empty\x12O\n" +
 	"\x0eCreateSnapshot\x12$.nfscsi.worker.CreateSnapshotRequest\x1a\x17.nfscsi.worker.Snapshot\x12I\n" +
@@ -2116,7 +1901,7 @@ func file_worker_proto_rawDescGZIP() []byte {
 	return file_worker_proto_rawDescData
 }
 
-var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_worker_proto_goTypes = []any{
 	(*Empty)(nil),                 // 0: nfscsi.worker.Empty
 	(*ErrorDetail)(nil),           // 1: nfscsi.worker.ErrorDetail
@@ -2129,22 +1914,19 @@ var file_worker_proto_goTypes = []any{
 	(*GetVolumeRequest)(nil),      // 8: nfscsi.worker.GetVolumeRequest
 	(*ListVolumesRequest)(nil),    // 9: nfscsi.worker.ListVolumesRequest
 	(*ListVolumesResponse)(nil),   // 10: nfscsi.worker.ListVolumesResponse
-	(*ListArchivesRequest)(nil),   // 11: nfscsi.worker.ListArchivesRequest
-	(*ListArchivesResponse)(nil),  // 12: nfscsi.worker.ListArchivesResponse
-	(*ArchivedVolume)(nil),        // 13: nfscsi.worker.ArchivedVolume
-	(*UpdateVolumeRequest)(nil),   // 14: nfscsi.worker.UpdateVolumeRequest
-	(*DeleteVolumeRequest)(nil),   // 15: nfscsi.worker.DeleteVolumeRequest
-	(*CreateSnapshotRequest)(nil), // 16: nfscsi.worker.CreateSnapshotRequest
-	(*Snapshot)(nil),              // 17: nfscsi.worker.Snapshot
-	(*GetSnapshotRequest)(nil),    // 18: nfscsi.worker.GetSnapshotRequest
-	(*ListSnapshotsRequest)(nil),  // 19: nfscsi.worker.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil), // 20: nfscsi.worker.ListSnapshotsResponse
-	(*DeleteSnapshotRequest)(nil), // 21: nfscsi.worker.DeleteSnapshotRequest
-	(*UsageResponse)(nil),         // 22: nfscsi.worker.UsageResponse
-	(*StatusResponse)(nil),        // 23: nfscsi.worker.StatusResponse
-	(*MountRequest)(nil),          // 24: nfscsi.worker.MountRequest
-	(*BindRequest)(nil),           // 25: nfscsi.worker.BindRequest
-	(*MountUsageRequest)(nil),     // 26: nfscsi.worker.MountUsageRequest
+	(*UpdateVolumeRequest)(nil),   // 11: nfscsi.worker.UpdateVolumeRequest
+	(*DeleteVolumeRequest)(nil),   // 12: nfscsi.worker.DeleteVolumeRequest
+	(*CreateSnapshotRequest)(nil), // 13: nfscsi.worker.CreateSnapshotRequest
+	(*Snapshot)(nil),              // 14: nfscsi.worker.Snapshot
+	(*GetSnapshotRequest)(nil),    // 15: nfscsi.worker.GetSnapshotRequest
+	(*ListSnapshotsRequest)(nil),  // 16: nfscsi.worker.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil), // 17: nfscsi.worker.ListSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil), // 18: nfscsi.worker.DeleteSnapshotRequest
+	(*UsageResponse)(nil),         // 19: nfscsi.worker.UsageResponse
+	(*StatusResponse)(nil),        // 20: nfscsi.worker.StatusResponse
+	(*MountRequest)(nil),          // 21: nfscsi.worker.MountRequest
+	(*BindRequest)(nil),           // 22: nfscsi.worker.BindRequest
+	(*MountUsageRequest)(nil),     // 23: nfscsi.worker.MountUsageRequest
 }
 var file_worker_proto_depIdxs = []int32{
 	2,  // 0: nfscsi.worker.OpenRequest.export:type_name -> nfscsi.worker.Export
@@ -2155,47 +1937,43 @@ var file_worker_proto_depIdxs = []int32{
 	5,  // 5: nfscsi.worker.Volume.claim:type_name -> nfscsi.worker.Claim
 	4,  // 6: nfscsi.worker.Volume.source:type_name -> nfscsi.worker.Source
 	7,  // 7: nfscsi.worker.ListVolumesResponse.volumes:type_name -> nfscsi.worker.Volume
-	13, // 8: nfscsi.worker.ListArchivesResponse.archives:type_name -> nfscsi.worker.ArchivedVolume
-	5,  // 9: nfscsi.worker.ArchivedVolume.claim:type_name -> nfscsi.worker.Claim
-	17, // 10: nfscsi.worker.ListSnapshotsResponse.snapshots:type_name -> nfscsi.worker.Snapshot
-	2,  // 11: nfscsi.worker.MountRequest.export:type_name -> nfscsi.worker.Export
-	3,  // 12: nfscsi.worker.Store.Open:input_type -> nfscsi.worker.OpenRequest
-	6,  // 13: nfscsi.worker.Store.CreateVolume:input_type -> nfscsi.worker.CreateVolumeRequest
-	8,  // 14: nfscsi.worker.Store.GetVolume:input_type -> nfscsi.worker.GetVolumeRequest
-	9,  // 15: nfscsi.worker.Store.ListVolumes:input_type -> nfscsi.worker.ListVolumesRequest
-	11, // 16: nfscsi.worker.Store.ListArchives:input_type -> nfscsi.worker.ListArchivesRequest
-	14, // 17: nfscsi.worker.Store.UpdateVolume:input_type -> nfscsi.worker.UpdateVolumeRequest
-	15, // 18: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
-	16, // 19: nfscsi.worker.Store.CreateSnapshot:input_type -> nfscsi.worker.CreateSnapshotRequest
-	18, // 20: nfscsi.worker.Store.GetSnapshot:input_type -> nfscsi.worker.GetSnapshotRequest
-	19, // 21: nfscsi.worker.Store.ListSnapshots:input_type -> nfscsi.worker.ListSnapshotsRequest
-	21, // 22: nfscsi.worker.Store.DeleteSnapshot:input_type -> nfscsi.worker.DeleteSnapshotRequest
-	0,  // 23: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
-	0,  // 24: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
-	24, // 25: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
-	25, // 26: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
-	26, // 27: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
-	23, // 28: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
-	7,  // 29: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
-	7,  // 30: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
-	10, // 31: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
-	12, // 32: nfscsi.worker.Store.ListArchives:output_type -> nfscsi.worker.ListArchivesResponse
-	7,  // 33: nfscsi.worker.Store.UpdateVolume:output_type -> nfscsi.worker.Volume
-	0,  // 34: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
-	17, // 35: nfscsi.worker.Store.CreateSnapshot:output_type -> nfscsi.worker.Snapshot
-	17, // 36: nfscsi.worker.Store.GetSnapshot:output_type -> nfscsi.worker.Snapshot
-	20, // 37: nfscsi.worker.Store.ListSnapshots:output_type -> nfscsi.worker.ListSnapshotsResponse
-	0,  // 38: nfscsi.worker.Store.DeleteSnapshot:output_type -> nfscsi.worker.Empty
-	22, // 39: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
-	23, // 40: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
-	0,  // 41: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
-	0,  // 42: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
-	22, // 43: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
-	28, // [28:44] is the sub-list for method output_type
-	12, // [12:28] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	14, // 8: nfscsi.worker.ListSnapshotsResponse.snapshots:type_name -> nfscsi.worker.Snapshot
+	2,  // 9: nfscsi.worker.MountRequest.export:type_name -> nfscsi.worker.Export
+	3,  // 10: nfscsi.worker.Store.Open:input_type -> nfscsi.worker.OpenRequest
+	6,  // 11: nfscsi.worker.Store.CreateVolume:input_type -> nfscsi.worker.CreateVolumeRequest
+	8,  // 12: nfscsi.worker.Store.GetVolume:input_type -> nfscsi.worker.GetVolumeRequest
+	9,  // 13: nfscsi.worker.Store.ListVolumes:input_type -> nfscsi.worker.ListVolumesRequest
+	11, // 14: nfscsi.worker.Store.UpdateVolume:input_type -> nfscsi.worker.UpdateVolumeRequest
+	12, // 15: nfscsi.worker.Store.DeleteVolume:input_type -> nfscsi.worker.DeleteVolumeRequest
+	13, // 16: nfscsi.worker.Store.CreateSnapshot:input_type -> nfscsi.worker.CreateSnapshotRequest
+	15, // 17: nfscsi.worker.Store.GetSnapshot:input_type -> nfscsi.worker.GetSnapshotRequest
+	16, // 18: nfscsi.worker.Store.ListSnapshots:input_type -> nfscsi.worker.ListSnapshotsRequest
+	18, // 19: nfscsi.worker.Store.DeleteSnapshot:input_type -> nfscsi.worker.DeleteSnapshotRequest
+	0,  // 20: nfscsi.worker.Store.Usage:input_type -> nfscsi.worker.Empty
+	0,  // 21: nfscsi.worker.Store.Status:input_type -> nfscsi.worker.Empty
+	21, // 22: nfscsi.worker.Mounter.Mount:input_type -> nfscsi.worker.MountRequest
+	22, // 23: nfscsi.worker.Mounter.Bind:input_type -> nfscsi.worker.BindRequest
+	23, // 24: nfscsi.worker.Mounter.Usage:input_type -> nfscsi.worker.MountUsageRequest
+	20, // 25: nfscsi.worker.Store.Open:output_type -> nfscsi.worker.StatusResponse
+	7,  // 26: nfscsi.worker.Store.CreateVolume:output_type -> nfscsi.worker.Volume
+	7,  // 27: nfscsi.worker.Store.GetVolume:output_type -> nfscsi.worker.Volume
+	10, // 28: nfscsi.worker.Store.ListVolumes:output_type -> nfscsi.worker.ListVolumesResponse
+	7,  // 29: nfscsi.worker.Store.UpdateVolume:output_type -> nfscsi.worker.Volume
+	0,  // 30: nfscsi.worker.Store.DeleteVolume:output_type -> nfscsi.worker.Empty
+	14, // 31: nfscsi.worker.Store.CreateSnapshot:output_type -> nfscsi.worker.Snapshot
+	14, // 32: nfscsi.worker.Store.GetSnapshot:output_type -> nfscsi.worker.Snapshot
+	17, // 33: nfscsi.worker.Store.ListSnapshots:output_type -> nfscsi.worker.ListSnapshotsResponse
+	0,  // 34: nfscsi.worker.Store.DeleteSnapshot:output_type -> nfscsi.worker.Empty
+	19, // 35: nfscsi.worker.Store.Usage:output_type -> nfscsi.worker.UsageResponse
+	20, // 36: nfscsi.worker.Store.Status:output_type -> nfscsi.worker.StatusResponse
+	0,  // 37: nfscsi.worker.Mounter.Mount:output_type -> nfscsi.worker.Empty
+	0,  // 38: nfscsi.worker.Mounter.Bind:output_type -> nfscsi.worker.Empty
+	19, // 39: nfscsi.worker.Mounter.Usage:output_type -> nfscsi.worker.UsageResponse
+	25, // [25:40] is the sub-list for method output_type
+	10, // [10:25] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_worker_proto_init() }
@@ -2205,16 +1983,15 @@ func file_worker_proto_init() {
 	}
 	file_worker_proto_msgTypes[6].OneofWrappers = []any{}
 	file_worker_proto_msgTypes[7].OneofWrappers = []any{}
-	file_worker_proto_msgTypes[13].OneofWrappers = []any{}
-	file_worker_proto_msgTypes[14].OneofWrappers = []any{}
-	file_worker_proto_msgTypes[23].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[11].OneofWrappers = []any{}
+	file_worker_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_proto_rawDesc), len(file_worker_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -26,7 +26,6 @@ const (
 	Store_CreateVolume_FullMethodName   = "/nfscsi.worker.Store/CreateVolume"
 	Store_GetVolume_FullMethodName      = "/nfscsi.worker.Store/GetVolume"
 	Store_ListVolumes_FullMethodName    = "/nfscsi.worker.Store/ListVolumes"
-	Store_ListArchives_FullMethodName   = "/nfscsi.worker.Store/ListArchives"
 	Store_UpdateVolume_FullMethodName   = "/nfscsi.worker.Store/UpdateVolume"
 	Store_DeleteVolume_FullMethodName   = "/nfscsi.worker.Store/DeleteVolume"
 	Store_CreateSnapshot_FullMethodName = "/nfscsi.worker.Store/CreateSnapshot"
@@ -47,7 +46,6 @@ type StoreClient interface {
 	CreateVolume(ctx context.Context, in *CreateVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	GetVolume(ctx context.Context, in *GetVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
-	ListArchives(ctx context.Context, in *ListArchivesRequest, opts ...grpc.CallOption) (*ListArchivesResponse, error)
 	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*Empty, error)
 	CreateSnapshot(ctx context.Context, in *CreateSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error)
@@ -100,16 +98,6 @@ func (c *storeClient) ListVolumes(ctx context.Context, in *ListVolumesRequest, o
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListVolumesResponse)
 	err := c.cc.Invoke(ctx, Store_ListVolumes_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *storeClient) ListArchives(ctx context.Context, in *ListArchivesRequest, opts ...grpc.CallOption) (*ListArchivesResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ListArchivesResponse)
-	err := c.cc.Invoke(ctx, Store_ListArchives_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +194,6 @@ type StoreServer interface {
 	CreateVolume(context.Context, *CreateVolumeRequest) (*Volume, error)
 	GetVolume(context.Context, *GetVolumeRequest) (*Volume, error)
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
-	ListArchives(context.Context, *ListArchivesRequest) (*ListArchivesResponse, error)
 	UpdateVolume(context.Context, *UpdateVolumeRequest) (*Volume, error)
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*Empty, error)
 	CreateSnapshot(context.Context, *CreateSnapshotRequest) (*Snapshot, error)
@@ -236,9 +223,6 @@ func (UnimplementedStoreServer) GetVolume(context.Context, *GetVolumeRequest) (*
 }
 func (UnimplementedStoreServer) ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListVolumes not implemented")
-}
-func (UnimplementedStoreServer) ListArchives(context.Context, *ListArchivesRequest) (*ListArchivesResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ListArchives not implemented")
 }
 func (UnimplementedStoreServer) UpdateVolume(context.Context, *UpdateVolumeRequest) (*Volume, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateVolume not implemented")
@@ -353,24 +337,6 @@ func _Store_ListVolumes_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(StoreServer).ListVolumes(ctx, req.(*ListVolumesRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Store_ListArchives_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ListArchivesRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(StoreServer).ListArchives(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Store_ListArchives_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StoreServer).ListArchives(ctx, req.(*ListArchivesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -541,10 +507,6 @@ var Store_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListVolumes",
 			Handler:    _Store_ListVolumes_Handler,
-		},
-		{
-			MethodName: "ListArchives",
-			Handler:    _Store_ListArchives_Handler,
 		},
 		{
 			MethodName: "UpdateVolume",
