@@ -98,7 +98,7 @@ unit: | out ## Run the Go tests with the race detector; results in out/unit.xml 
 	@cd hack/tools && go test ./...
 	@status=0; CGO_ENABLED=1 $(TOOL) gotestsum --format pkgname-and-test-fails \
 		--hide-summary=skipped --junitfile out/unit.xml \
-		--jsonfile out/unit.json -- -race ./... | tee out/unit.log || status=$$?; \
+		--jsonfile out/unit.json -- -race -timeout 20m ./... | tee out/unit.log || status=$$?; \
 		tail -n 1 out/unit.log > out/unit.summary; exit $$status
 
 .PHONY: chart
