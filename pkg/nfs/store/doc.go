@@ -56,7 +56,9 @@
 // and about to move the directory, or by then what a third has made in its place.
 // So the other removes the slot of the first before it frees anything. That works
 // only while it is empty, or else the directory may be in it already; and a rename
-// into a removed directory fails. No argument here is about time: that a slot must
+// into a removed directory fails. Two that have each taken over an entry would wait for
+// each other's slot: the one whose slot has the lesser name takes over what is in the
+// other's, record by record, as ever. No argument here is about time: that a slot must
 // have lain untouched for a while before the purge takes it over, and that a process
 // that lives touches its own, only keeps processes from doing each other's work.
 // A create or delete that needs the entry takes it over at once.

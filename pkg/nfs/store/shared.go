@@ -234,8 +234,8 @@ func (c *creation) enter(ctx context.Context, group string) error {
 
 // endShared ends the delete that ends the group which has that claim, if this process
 // began it, and says whether it did. That of another process is left to it, or to the
-// purge should it be dead: two that take over from each other would each wait for the
-// other's slot to be empty.
+// purge should it be dead: whoever took it over would have to wait for that process'
+// slot to be empty.
 func (s *Store) endShared(ctx context.Context, l *layout, claim string) (found bool, err error) {
 	group, ok := groupOf(claim)
 	if !ok {

@@ -131,19 +131,53 @@ func (p *purger) adopt(ctx context.Context, l *layout, from *dir, name string) e
 	return nil
 }
 
+// adoptAll takes over all entries that are in another process' slot.
+func (p *purger) adoptAll(ctx context.Context, l *layout, from *dir) error {
+	entries, err := entriesOf(ctx, from)
+	if err != nil {
+		return err
+	}
+	for _, name := range entries {
+		err := p.adopt(ctx, l, from, name)
+		if isAbsent(err) { // another process was faster
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		klog.FromContext(ctx).Info("A delete was begun by another process and is taken over", "entry", path.Join(from.path, name))
+	}
+	return nil
+}
+
 // fence makes sure that no other process can still move anything into the trash
 // that it has begun to: it removes their slots, which they hold open, and which
-// must be empty for that.
+// must be empty for that. Of two that both wait for that, the one whose own slot has
+// the lesser name takes over what is in the other's.
 func (p *purger) fence(ctx context.Context, l *layout, name string) error {
+	own, err := l.slot(ctx)
+	if err != nil {
+		return err
+	}
 	return p.otherSlots(ctx, l, func(slot *dir) error {
+		other := path.Base(slot.path)
 		// All that a process which was killed late may have left of the entry.
 		if err := slot.unlink(ctx, name+claimSuffix); err != nil && !isAbsent(err) {
 			return err
 		}
-		if err := p.dropMark(ctx, slot, name); err != nil {
+		// In one rename: it may be about to become the group's directory.
+		id, _ := parseEntryName(name)
+		if err := p.s.toTrash(ctx, l, slot, name+lastSuffix, id); err != nil {
 			return err
 		}
-		err := l.trash.rmdir(ctx, path.Base(slot.path))
+		err := l.trash.rmdir(ctx, other)
+		if isNotEmpty(err) && path.Base(own.path) < other {
+			if err := p.adoptAll(ctx, l, slot); err != nil {
+				return err
+			}
+			p.wakeUp() // The turn that this is a part of does not see them.
+			err = l.trash.rmdir(ctx, other)
+		}
 		if isNotEmpty(err) {
 			return fmt.Errorf("%w: it was begun by a process that may still be at work in %q", nfs.ErrBusy, slot.path)
 		}
@@ -252,15 +286,8 @@ func (p *purger) watch(ctx context.Context, l *layout, name string, o *otherSlot
 	if due = o.since.Add(wait); due.After(now) {
 		return o, due, nil
 	}
-	for _, name := range entries {
-		err := p.adopt(ctx, l, slot, name)
-		if isAbsent(err) {
-			continue
-		}
-		if err != nil {
-			return nil, due, err
-		}
-		klog.FromContext(ctx).Info("A delete was begun by another process and is taken over", "entry", path.Join(slot.path, name))
+	if err := p.adoptAll(ctx, l, slot); err != nil {
+		return nil, due, err
 	}
 	if err := l.trash.rmdir(ctx, name); err != nil && !isAbsent(err) && !isNotEmpty(err) {
 		return nil, due, err
