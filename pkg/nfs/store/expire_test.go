@@ -259,6 +259,7 @@ func TestExpireLeavesAlone(t *testing.T) {
 			d := t.TempDir()
 			archive(t, openStore(t, d), d, archivedSpec("v", "a/v", time.Hour))
 			age(t, archiveFiles(t, d)[0], 2*time.Hour, 2*time.Hour)
+			waitPurged(t, d) // which looks for the directory where it was
 			archived, _ := filepath.Glob(d + "/a/archived-*")
 			prepare(t, archived[0])
 			before := tree(t, d, ignoreTimesOf)

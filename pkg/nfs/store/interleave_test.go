@@ -162,6 +162,35 @@ func TestDeleteBesideDelete(t *testing.T) {
 	}
 }
 
+// A delete succeeds when another process takes it over meanwhile and ends it.
+func TestDeleteTakenOver(t *testing.T) {
+	t.Parallel()
+	for _, onDelete := range []nfs.OnDelete{nfs.Delete, nfs.Archive, nfs.Retain} {
+		t.Run(string(onDelete), func(t *testing.T) {
+			eachOperation(t, func(t *testing.T, n int) bool {
+				d := t.TempDir()
+				spec := with(volumeSpec("pvc-1", "ns/pvc-1"), func(s *nfs.VolumeSpec) { s.OnDelete = onDelete })
+				other := openStore(t, d)
+				create(t, other, spec)
+				mustWrite(t, d+"/ns/pvc-1/sub/file", "data")
+				happened := interrupted(t, d, n, func(string) error {
+					other.purge.wakeUp()
+					waitPurged(t, d)
+					return nil
+				}, func(ctx context.Context, s *Store) {
+					if err := s.DeleteVolume(ctx, "pvc-1", ""); err != nil {
+						t.Error(err)
+					}
+				})
+				openStore(t, d) // takes over what is left
+				waitPurged(t, d)
+				checkDeleted(t, other, d, spec, nil)
+				return happened
+			})
+		})
+	}
+}
+
 // A slow delete brings back what it has moved by mistake also when the parents
 // have gone meanwhile, empty without it.
 func TestSlowDeleteWithoutParents(t *testing.T) {

@@ -129,12 +129,29 @@ func (p *purger) completeEntry(ctx context.Context, l *layout, e *entry) error {
 	if err != nil {
 		return err
 	}
-	r, err := l.entryRecord(ctx, own, e)
-	if err == nil && r == nil || errors.Is(err, nfs.ErrStale) && errors.Is(own.stat(ctx), nfs.ErrStale) {
+	if err = p.completeIn(ctx, l, own, e); err != nil && isTakenOver(ctx, own, e) {
+		// Whatever came in the way may be what the other process has done.
 		return errTakenOver
 	}
+	return err
+}
+
+// isTakenOver says whether another process has the record of the entry.
+func isTakenOver(ctx context.Context, own *dir, e *entry) bool {
+	err := own.refresh(ctx)
+	if err == nil {
+		_, err = own.lstat(ctx, e.name+recordSuffix)
+	}
+	return isAbsent(err) || errors.Is(err, nfs.ErrStale)
+}
+
+func (p *purger) completeIn(ctx context.Context, l *layout, own *dir, e *entry) error {
+	r, err := l.entryRecord(ctx, own, e)
 	if err != nil {
 		return err
+	}
+	if r == nil {
+		return errTakenOver
 	}
 	if r.file.marked() {
 		e.changes = r.changes
