@@ -15,8 +15,9 @@ const (
 	// its size as the capacity.
 	ItemSnapshot ItemKind = "snapshot"
 	// ItemDirectory is a directory that no record tells of, ItemRecord a record
-	// without its directory or that cannot be read, and ItemClaim the claim of a
-	// directory by a volume that has no record.
+	// without its directory or what keeps that for it, or that cannot be read, or
+	// changes of one that is gone, and ItemClaim what keeps a directory for volumes
+	// that have no record.
 	ItemDirectory ItemKind = "directory"
 	ItemRecord    ItemKind = "record"
 	ItemClaim     ItemKind = "claim"

@@ -12,9 +12,9 @@ import (
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
-// orphans looks for records without their directory, directories without a record,
-// and claims of volumes that have no record, in the directories that hold volumes:
-// the share, and the parents of volumes. It never looks into a volume. What is made
+// orphans looks for records without their directory or its claim, directories without
+// a record, and claims and changes of volumes that have no record, in the directories
+// that hold volumes: the share, and the parents of volumes. It never looks into a volume. What is made
 // or deleted at that moment may appear among them.
 func (s *Store) orphans(ctx context.Context, t *task) ([]nfs.Item, error) {
 	v, err := s.newView(ctx)
@@ -22,10 +22,10 @@ func (s *Store) orphans(ctx context.Context, t *task) ([]nfs.Item, error) {
 		return nil, err
 	}
 	defer v.close()
-	search := &search{view: v, task: t, known: map[string]bool{}, parents: map[string]bool{}, claims: map[string]bool{}, deleting: map[string]bool{}}
+	search := &search{view: v, task: t, known: map[string]bool{}, parents: map[string]bool{}, claims: map[string]bool{}, underway: map[string]bool{}, ending: map[string]bool{}}
 	for _, step := range []func(context.Context) error{
-		search.readTrash, search.copies,
-		search.volumes, search.archives, search.directories, search.leftClaims,
+		search.readTrash, search.copies, search.groups,
+		search.volumes, search.archives, search.directories, search.leftClaims, search.leftChanges,
 		search.newVolumes,
 	} {
 		if err := step(ctx); err != nil {
@@ -47,7 +47,9 @@ type search struct {
 	// known directories have a record, and parents lead to them.
 	known, parents map[string]bool
 	claims         map[string]bool // names of claims that need no more explanation
-	deleting       map[string]bool // ids of volumes in the trash, or still being copied
+	// underway are ids of volumes in the trash, still being copied, or taken back, and
+	// ending groups of volumes in the trash.
+	underway, ending map[string]bool
 }
 
 func (s *search) readTrash(ctx context.Context) error {
@@ -56,7 +58,7 @@ func (s *search) readTrash(ctx context.Context) error {
 	}
 	for name := range s.entries {
 		id, _ := parseEntryName(name)
-		s.deleting[id] = true
+		s.underway[id] = true
 		item, err := s.item(ctx, nfs.ItemTrash, name)
 		if errors.Is(err, nfs.ErrNotFound) {
 			continue
@@ -65,6 +67,12 @@ func (s *search) readTrash(ctx context.Context) error {
 			return err
 		}
 		s.task.seen.Add(1)
+		s.lead(item.Volume.Dir)
+		if item.Volume.Shared {
+			if err := s.noteGroup(ctx, name); err != nil {
+				return err
+			}
+		}
 		if !strings.HasPrefix(item.Path, ownDir+"/") { // beside where it was
 			s.know(item.Path)
 		}
@@ -78,7 +86,7 @@ func (s *search) copies(ctx context.Context) error {
 	names, err := namesOf(ctx, s.l.work, "")
 	for _, name := range names {
 		if kind, id, ok := parseJobName(name); ok && kind == cloneJob {
-			s.deleting[id] = true
+			s.underway[id] = true
 		}
 	}
 	return err
@@ -86,6 +94,11 @@ func (s *search) copies(ctx context.Context) error {
 
 func (s *search) know(dir string) {
 	s.known[dir] = true
+	s.lead(dir)
+}
+
+// lead notes the parents of the directory.
+func (s *search) lead(dir string) {
 	for p := parentOf(dir); p != ""; p = parentOf(p) {
 		s.parents[p] = true
 	}
@@ -116,10 +129,14 @@ func (s *search) volumes(ctx context.Context) (err error) {
 		s.know(item.Path)
 		s.claims[claimName(item.Path)] = true
 		there, err := s.s.isDirectory(ctx, item.Path)
-		if err != nil {
+		problem := fmt.Sprintf("the directory %q of the volume is missing: bring it back, or delete the volume", item.Path)
+		if there {
+			problem, err = s.brokenClaim(ctx, id, item.Path)
+		}
+		if err != nil && !errors.Is(err, nfs.ErrForeign) {
 			return err
 		}
-		if there {
+		if err != nil || problem == "" {
 			continue
 		}
 		// Both go in a delete, the record first.
@@ -129,8 +146,7 @@ func (s *search) volumes(ctx context.Context) (err error) {
 			}
 			continue
 		}
-		item.Kind, item.Path, item.Key = nfs.ItemRecord, record, record
-		item.Problem = fmt.Sprintf("the directory %q of the volume is missing: bring it back, or delete the volume", item.Volume.Dir)
+		item.Kind, item.Path, item.Key, item.Problem = nfs.ItemRecord, record, record, problem
 		s.found = append(s.found, item)
 	}
 	return nil
@@ -141,6 +157,7 @@ func (s *search) archives(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var taken []string
 	for _, key := range keys {
 		item, err := s.item(ctx, nfs.ItemArchive, key)
 		if errors.Is(err, nfs.ErrNotFound) {
@@ -153,15 +170,19 @@ func (s *search) archives(ctx context.Context) error {
 		if item.Path != "" {
 			s.know(item.Path)
 		}
-		if item.Problem == "" {
-			continue
+		_, by, _ := parseArchiveName(key + recordSuffix)
+		if by != "" {
+			taken = append(taken, idOf(by)) // Its claim is a part of this.
 		}
-		if s.deleting[item.Volume.ID] { // the directory is on its way
+		if item.Problem == "" || s.underway[item.Volume.ID] || s.underway[idOf(by)] { // the directory is on its way
 			continue
 		}
 		item.Kind, item.Path = nfs.ItemRecord, path.Join(s.l.archive.path, key+recordSuffix)
 		item.Key = item.Path
 		s.found = append(s.found, item)
+	}
+	for _, id := range taken {
+		s.underway[id] = true
 	}
 	return nil
 }
@@ -210,54 +231,16 @@ func (s *search) strangeDirectory(ctx context.Context, p string) error {
 	if err != nil {
 		return err
 	}
-	id := idOf(key)
-	switch {
-	case key == "":
+	if key == "" {
 		s.add(nfs.ItemDirectory, p, "no record tells of it: the driver has not made it, or it was retained")
 		return nil
-	case id != "":
-		r, err := s.l.recordForSure(ctx, id)
-		if err != nil && !errors.Is(err, nfs.ErrForeign) {
-			return err
-		}
-		if err == nil && r != nil && r.Dir == p || s.deleting[id] { // made meanwhile, or about to go
-			return nil
-		}
 	}
 	s.claims[claimName(p)] = true
-	s.add(nfs.ItemDirectory, p, fmt.Sprintf("it was made for the volume %q, whose creation has not finished: if nothing finishes it, remove %s and, when it is empty, the directory",
-		cmp.Or(id, key), path.Join(s.l.dirs.path, claimName(p))))
-	return nil
-}
-
-// leftClaims finds the claims of volumes that have no record and no directory.
-func (s *search) leftClaims(ctx context.Context) error {
-	names, err := namesOf(ctx, s.l.dirs, "")
-	if err != nil {
-		return err
+	problem, err := s.unfinished(ctx, claimName(p), key)
+	if err == nil && problem != "" {
+		s.add(nfs.ItemDirectory, p, "it is kept for "+problem+", and the directory when it is empty")
 	}
-	for _, name := range names {
-		if s.claims[name] {
-			continue
-		}
-		key, err := s.l.dirs.readlink(ctx, name)
-		if isAbsent(err) {
-			continue
-		}
-		id := idOf(key)
-		if err == nil && id != "" {
-			r, err := s.l.recordForSure(ctx, id)
-			if err != nil && !errors.Is(err, nfs.ErrForeign) {
-				return err
-			}
-			if err != nil || r != nil && claimName(r.Dir) == name || s.deleting[id] {
-				continue
-			}
-		}
-		problem := fmt.Sprintf("it keeps a directory for the volume %q, which has no record: its creation has not finished; if nothing finishes it, remove the claim", cmp.Or(id, key))
-		s.add(nfs.ItemClaim, path.Join(s.l.dirs.path, name), problem)
-	}
-	return nil
+	return err
 }
 
 // newVolumes drops directories that have become parents of volumes meanwhile.
