@@ -38,7 +38,7 @@ func TestCreateFails(t *testing.T) {
 		t.Run(tt.errno.Error(), func(t *testing.T) {
 			spec := with(volumeSpec("v", "a/b/v"), func(s *nfs.VolumeSpec) { s.Mode = 0o700 })
 			eachOperation(t, func(t *testing.T, n int) bool {
-				d := t.TempDir()
+				d := memDir(t)
 				mustWrite(t, d+"/neighbour/file", "x")
 				before := tree(t, d, ownOnly)
 				var op string
@@ -82,7 +82,7 @@ func TestDeleteFails(t *testing.T) {
 			t.Run(fmt.Sprintf("%s:%v", onDelete, errno), func(t *testing.T) {
 				spec := with(volumeSpec("pvc-1", "a/pvc-1"), func(s *nfs.VolumeSpec) { s.OnDelete = onDelete })
 				eachOperation(t, func(t *testing.T, n int) bool {
-					d := t.TempDir()
+					d := memDir(t)
 					create(t, openStore(t, d, patient), spec)
 					mustWrite(t, d+"/a/pvc-1/sub/file", "data")
 					var op string

@@ -67,7 +67,7 @@ func TestFenceOfTwo(t *testing.T) {
 	for name, first := range map[string]int{"the lesser first": 0, "the greater first": 1} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			d := t.TempDir()
+			d := memDir(t)
 			stores, entries := adopters(t, d)
 			// Each makes some attempts, as its purger would.
 			var errs []error
@@ -97,7 +97,7 @@ func TestFenceOfTwo(t *testing.T) {
 // The purgers alone come to the end as well, and soon.
 func TestFenceOfTwoPurgers(t *testing.T) {
 	t.Parallel()
-	d := t.TempDir()
+	d := memDir(t)
 	stores, _ := adopters(t, d)
 	for _, s := range stores {
 		startPurger(t.Context(), s)
@@ -111,7 +111,7 @@ func TestKillFenceOfTwo(t *testing.T) {
 	t.Parallel()
 	killed := fmt.Errorf("%w: killed", nfs.ErrUnavailable)
 	eachOperation(t, func(t *testing.T, n int) (more bool) {
-		d := t.TempDir()
+		d := memDir(t)
 		ops := 0
 		stores, entries := adopters(t, d, func(o *Options) {
 			o.hook = func(ctx context.Context, _, _ string) error {
@@ -146,7 +146,7 @@ func TestKillFenceOfTwo(t *testing.T) {
 func TestFenceLeavesEndedGroup(t *testing.T) {
 	t.Parallel()
 	eachOperation(t, func(t *testing.T, n int) bool {
-		d := t.TempDir()
+		d := memDir(t)
 		slot, entries := deadDeletes(t, d, 1)
 		group := filepath.Join(d, sharedDir, newGroup("v0"))
 		mark := filepath.Join(d, ownDir, "trash", slot, entries[0]+lastSuffix)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
@@ -49,6 +50,28 @@ func openStore(t testing.TB, dir string, change ...func(*Options)) *Store {
 		}
 	})
 	return s
+}
+
+// memDir is t.TempDir in memory, for tests that do something small again and again and
+// would spend their time on waiting for a disk. Where TMPDIR asks for a file system,
+// or there is none in memory, it is just that.
+func memDir(t testing.TB) string {
+	t.Helper()
+	const memory, enough = "/dev/shm", 256 << 20
+	var st unix.Statfs_t
+	if err := unix.Statfs(memory, &st); err != nil || st.Type != unix.TMPFS_MAGIC || st.Bavail*uint64(st.Bsize) < enough || os.Getenv("TMPDIR") != "" {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(memory, "store-test-") //nolint:usetesting // which makes it on the disk
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // openError opens a store that must not open.

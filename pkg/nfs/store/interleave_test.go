@@ -76,7 +76,7 @@ func TestSlowDelete(t *testing.T) {
 		for _, dir := range []string{"data", "ns/data"} {
 			t.Run(string(onDelete)+":"+strings.ReplaceAll(dir, "/", ":"), func(t *testing.T) {
 				eachOperation(t, func(t *testing.T, n int) bool {
-					d := t.TempDir()
+					d := memDir(t)
 					other := openStore(t, d, func(o *Options) { o.purgeGrace = 0 })
 					old := with(volumeSpec("old", dir), func(s *nfs.VolumeSpec) { s.OnDelete = onDelete })
 					create(t, other, old)
@@ -139,7 +139,7 @@ func TestDeleteBesideDelete(t *testing.T) {
 		for _, dir := range []string{"", "ns/data"} {
 			t.Run(string(onDelete)+":"+path.Base(dir), func(t *testing.T) {
 				eachOperation(t, func(t *testing.T, n int) bool {
-					d := t.TempDir()
+					d := memDir(t)
 					other := openStore(t, d, func(o *Options) { o.purgeGrace = 0 })
 					create(t, other, with(volumeSpec("old", "ns/data"), func(s *nfs.VolumeSpec) { s.OnDelete = onDelete }))
 					if onDelete == nfs.Retain {
@@ -168,7 +168,7 @@ func TestDeleteTakenOver(t *testing.T) {
 	for _, onDelete := range []nfs.OnDelete{nfs.Delete, nfs.Archive, nfs.Retain} {
 		t.Run(string(onDelete), func(t *testing.T) {
 			eachOperation(t, func(t *testing.T, n int) bool {
-				d := t.TempDir()
+				d := memDir(t)
 				spec := with(volumeSpec("pvc-1", "ns/pvc-1"), func(s *nfs.VolumeSpec) { s.OnDelete = onDelete })
 				other := openStore(t, d)
 				create(t, other, spec)
@@ -196,7 +196,7 @@ func TestDeleteTakenOver(t *testing.T) {
 func TestSlowDeleteWithoutParents(t *testing.T) {
 	const dir = "ns/app/data"
 	eachOperation(t, func(t *testing.T, n int) bool {
-		d := t.TempDir()
+		d := memDir(t)
 		other := openStore(t, d, func(o *Options) { o.purgeGrace = 0 })
 		create(t, other, volumeSpec("old", dir))
 		ops, made, moved, happened := 0, false, false, false
@@ -326,7 +326,7 @@ func TestCreateInterrupted(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			eachOperation(t, func(t *testing.T, n int) bool {
-				d := t.TempDir()
+				d := memDir(t)
 				other := openStore(t, d)
 				create(t, other, volumeSpec("neighbour", "neighbour"))
 				var err error
@@ -362,7 +362,7 @@ func TestCreateFailsBesideSuccess(t *testing.T) {
 	eachOperation(t, func(t *testing.T, n int) bool {
 		more := false
 		for m := 1; ; m++ {
-			d := t.TempDir()
+			d := memDir(t)
 			other := openStore(t, d)
 			create(t, other, volumeSpec("neighbour", "neighbour"))
 			var second error

@@ -16,21 +16,18 @@ import (
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
-// killJob has a child killed before each file operation of the job, or before every
-// step-th, from one at random; several at a time, half of them a second time at random,
-// and each on an export with neighbours, a volume "src" and a snapshot "old" of it.
-func killJob(t *testing.T, step, least int, j job, check func(t *testing.T, s *Store, d string, want map[string]node)) {
+// killJob has a child killed before each file operation of the job, several at a time,
+// half of them a second time at random, and each on an export with neighbours, a volume
+// "src" and a snapshot "old" of it.
+func killJob(t *testing.T, least int, j job, check func(t *testing.T, s *Store, d string, want map[string]node)) {
 	const together = 24 // They mostly wait for leases.
 	killed := make([]bool, together)
-	if os.Getenv("STORE_TEST_KILL_ALL") != "" {
-		step = 1
-	}
-	for n := 1 + rand.IntN(step); ; n += together * step {
+	for n := 1; ; n += together {
 		var wg sync.WaitGroup
 		for i := range together {
 			// Not t.Parallel, which allows as many as there are processors.
 			wg.Go(func() {
-				t.Run(fmt.Sprint(n+i*step), func(t *testing.T) {
+				t.Run(fmt.Sprint(n+i), func(t *testing.T) {
 					d := populated(t)
 					s := openStore(t, d, patient)
 					create(t, s, volumeSpec("src", "src"))
@@ -44,7 +41,7 @@ func killJob(t *testing.T, step, least int, j job, check func(t *testing.T, s *S
 					base := leftovers(t, d)
 					before := jobNeighbours(t, d)
 					j := j
-					j.Dir, j.KillAt = d, n+i*step
+					j.Dir, j.KillAt = d, n+i
 					killed[i] = runJob(t, j)
 					if killed[i] && i%2 == 1 {
 						j.KillAt = 1 + rand.IntN(j.KillAt)
@@ -109,7 +106,7 @@ func jobNeighbours(t testing.TB, dir string) []string {
 
 func TestKillSnapshot(t *testing.T) {
 	t.Parallel()
-	killJob(t, 1, 60, job{Snapshot: "snap", KillAny: true}, func(t *testing.T, s *Store, d string, want map[string]node) {
+	killJob(t, 60, job{Snapshot: "snap", KillAny: true}, func(t *testing.T, s *Store, d string, want map[string]node) {
 		v := snapshot(t, s, "snap", "src")
 		again, err := openStore(t, d, patient).GetSnapshot(t.Context(), "snap")
 		if err != nil || again != v {
@@ -123,14 +120,11 @@ func TestKillSnapshot(t *testing.T) {
 }
 
 func TestKillClone(t *testing.T) {
-	for name, tt := range map[string]struct {
-		source nfs.Source
-		step   int
-	}{"clone": {nfs.Source{Volume: "src"}, 1}, "restore": {nfs.Source{Snapshot: "old"}, 3}} {
+	for name, source := range map[string]nfs.Source{"clone": {Volume: "src"}, "restore": {Snapshot: "old"}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			spec := cloneSpec("copy", "copy", tt.source)
-			killJob(t, tt.step, 60, job{Create: &spec, KillAny: true}, func(t *testing.T, s *Store, d string, want map[string]node) {
+			spec := cloneSpec("copy", "copy", source)
+			killJob(t, 60, job{Create: &spec, KillAny: true}, func(t *testing.T, s *Store, d string, want map[string]node) {
 				if _, err := s.GetVolume(t.Context(), "copy"); err == nil || hasEntries(t, d+"/copy") {
 					// It is there whole, or not at all.
 					compareTrees(t, want, scan(t, d+"/copy", nil), isNFS(t, d))
@@ -166,7 +160,7 @@ func hasEntries(t testing.TB, p string) bool {
 func TestKillCloneThenDelete(t *testing.T) {
 	t.Parallel()
 	spec := cloneSpec("copy", "copy", nfs.Source{Volume: "src"})
-	killJob(t, 3, 60, job{Create: &spec, KillAny: true}, func(t *testing.T, s *Store, d string, _ map[string]node) {
+	killJob(t, 60, job{Create: &spec, KillAny: true}, func(t *testing.T, s *Store, d string, _ map[string]node) {
 		job := exists(filepath.Join(d, ownDir, "work", jobName(cloneJob, "copy")))
 		_, err := s.GetVolume(t.Context(), "copy")
 		remove(t, s, "copy")
@@ -182,15 +176,20 @@ func TestKillCloneThenDelete(t *testing.T) {
 	})
 }
 
+// A delete of a snapshot is killed at each operation, and so is its purge.
 func TestKillDeleteSnapshot(t *testing.T) {
-	t.Parallel()
-	killJob(t, 1, 5, job{DeleteSnapshot: "old"}, func(t *testing.T, s *Store, d string, want map[string]node) {
-		if v, err := s.GetSnapshot(t.Context(), "old"); err == nil {
-			compareTrees(t, want, scan(t, snapshotData(d, v.ID), nil), isNFS(t, d))
-		}
-		if err := s.DeleteSnapshot(t.Context(), "old"); err != nil {
-			t.Fatal(err)
-		}
-		snapshot(t, s, "old", "src")
-	})
+	for _, purge := range []bool{false, true} {
+		t.Run(fmt.Sprintf("purge:%v", purge), func(t *testing.T) {
+			t.Parallel()
+			killJob(t, 5, job{DeleteSnapshot: "old", KillPurge: purge}, func(t *testing.T, s *Store, d string, want map[string]node) {
+				if v, err := s.GetSnapshot(t.Context(), "old"); err == nil {
+					compareTrees(t, want, scan(t, snapshotData(d, v.ID), nil), isNFS(t, d))
+				}
+				if err := s.DeleteSnapshot(t.Context(), "old"); err != nil {
+					t.Fatal(err)
+				}
+				snapshot(t, s, "old", "src")
+			})
+		})
+	}
 }

@@ -173,7 +173,7 @@ func runJobAs(t testing.TB, j job, uid int) (killed bool) {
 // populated makes an export with neighbours of every kind and returns its path.
 func populated(t testing.TB) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir := memDir(t)
 	mustWrite(t, dir+"/someone's data/file", "theirs")
 	mustWrite(t, dir+"/archived-old/file", "old")
 	mustSymlink(t, "someone's data", dir+"/link")
@@ -339,7 +339,7 @@ func TestKillCreateTwice(t *testing.T) {
 		for m := 1; ; m++ {
 			var diedFirst, diedThen bool
 			t.Run(fmt.Sprintf("%d+%d", n, m), func(t *testing.T) {
-				d := t.TempDir()
+				d := memDir(t)
 				diedFirst = dieAt(t, d, n, createVolume)
 				diedThen = dieAt(t, d, m, createVolume)
 				s := openStore(t, d)

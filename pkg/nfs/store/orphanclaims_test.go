@@ -181,7 +181,7 @@ func TestOrphansOfKilledDeletes(t *testing.T) {
 	for _, shared := range []bool{true, false} {
 		t.Run(fmt.Sprintf("shared:%v", shared), func(t *testing.T) {
 			eachOperation(t, func(t *testing.T, n int) bool {
-				d := t.TempDir()
+				d := memDir(t)
 				s := openStore(t, d, passive)
 				create(t, s, with(volumeSpec("v", "team/v"), func(s *nfs.VolumeSpec) { s.Shared = shared }))
 				update(t, s, "v", nfs.VolumeChange{MinBytes: 2 << 30})

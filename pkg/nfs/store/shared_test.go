@@ -110,7 +110,7 @@ func TestSharedRefused(t *testing.T) {
 // sharers makes an export with the shared volumes of those names, and data.
 func sharers(t testing.TB, names ...string) string {
 	t.Helper()
-	d := t.TempDir()
+	d := memDir(t)
 	s := openStore(t, d)
 	create(t, s, volumeSpec("neighbour", "neighbour"))
 	for _, name := range names {

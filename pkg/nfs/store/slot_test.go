@@ -204,7 +204,7 @@ func TestSlowArchive(t *testing.T) {
 // slowArchive has it happen before the n-th operation of the other process, and
 // says how many there were.
 func slowArchive(t *testing.T, n int32) int32 {
-	d := t.TempDir()
+	d := memDir(t)
 	slow := openStore(t, d, withGrace, func(o *Options) {
 		o.hook = func(_ context.Context, op, p string) error {
 			if op == "rename" && strings.HasPrefix(p, ownDir+"/trash/") {

@@ -27,7 +27,7 @@ func back(name, dir, archive string) nfs.VolumeSpec {
 // withArchive is a new export with an archive of the volume "old" and a neighbour.
 func withArchive(t testing.TB) (dir string, a nfs.Item) {
 	t.Helper()
-	dir = t.TempDir()
+	dir = memDir(t)
 	s := openStore(t, dir)
 	create(t, s, volumeSpec("neighbour", "ns/neighbour"))
 	archive(t, s, dir, archivedSpec("old", "ns/old", time.Hour))

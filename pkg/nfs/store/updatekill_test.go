@@ -101,7 +101,7 @@ func TestUpdateFails(t *testing.T) {
 	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EACCES, unix.EROFS, unix.EIO, unix.ESTALE} {
 		t.Run(errno.Error(), func(t *testing.T) {
 			eachOperation(t, func(t *testing.T, n int) bool {
-				d := t.TempDir()
+				d := memDir(t)
 				was := create(t, openStore(t, d, withGrace), volumeSpec("v", "a/v"))
 				want, err := wholeChange.Apply(was)
 				if err != nil {

@@ -83,7 +83,7 @@ func TestUpdateInterrupted(t *testing.T) {
 		for _, changed := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s:%v", name, changed), func(t *testing.T) {
 				eachOperation(t, func(t *testing.T, n int) bool {
-					d := t.TempDir()
+					d := memDir(t)
 					other := openStore(t, d, withGrace)
 					create(t, other, spec)
 					if changed {
@@ -119,7 +119,7 @@ func TestDeleteInterruptedByUpdate(t *testing.T) {
 		for _, changed := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s:%v", onDelete, changed), func(t *testing.T) {
 				eachOperation(t, func(t *testing.T, n int) bool {
-					d := t.TempDir()
+					d := memDir(t)
 					other := openStore(t, d, withGrace)
 					spec := with(volumeSpec("pvc-1", "a/pvc-1"), func(s *nfs.VolumeSpec) { s.OnDelete = onDelete })
 					create(t, other, spec)
