@@ -227,8 +227,7 @@ func (p *purger) expireArchive(ctx context.Context, l *layout, key string) (due 
 	e.expired = a.Target
 	if err := l.archive.rename(ctx, name, own, e.name+recordSuffix); err != nil {
 		p.forget(e)
-		if errors.Is(own.stat(ctx), nfs.ErrStale) { // taken over, so at once with another
-			l.own.CompareAndSwap(own, nil)
+		if errors.Is(l.checkSlot(ctx, own), nfs.ErrStale) { // taken over, so at once with another
 			return time.Now(), nil
 		}
 		return due, err

@@ -122,16 +122,15 @@ func (v *view) readTrash(ctx context.Context) error {
 	if v.entries != nil {
 		return nil
 	}
-	names, err := namesOf(ctx, v.l.trash, "")
+	slots, odd, err := v.l.slots(ctx)
 	if err != nil {
 		return err
 	}
 	entries, strange := map[string]*dir{}, map[string]bool{}
-	for _, name := range names {
-		if !isSlotName(name) {
-			strange[name] = true
-			continue
-		}
+	for _, name := range odd {
+		strange[name] = true
+	}
+	for _, name := range slots {
 		slot, err := v.l.trash.openDir(ctx, name)
 		if isAbsent(err) {
 			continue

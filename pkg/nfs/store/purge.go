@@ -307,10 +307,7 @@ func (p *purger) scan(ctx context.Context, l *layout) (due []*entry, err error) 
 	before := slices.Collect(maps.Values(p.entries))
 	p.mu.Unlock()
 	if own != nil {
-		err := own.refresh(ctx)
-		if errors.Is(err, nfs.ErrStale) { // taken over, with all that was in it
-			l.own.CompareAndSwap(own, nil)
-		} else if err != nil {
+		if err := own.refresh(ctx); err != nil && !errors.Is(l.checkSlot(ctx, own), nfs.ErrStale) {
 			return nil, err
 		}
 		names, err := entriesOf(ctx, own)

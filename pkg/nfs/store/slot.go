@@ -58,24 +58,29 @@ func isSlotName(name string) bool {
 	return ok && err == nil && isRandomName(random)
 }
 
+// slots returns the names in the trash: those of slots, and those that no store gives.
+func (l *layout) slots(ctx context.Context) (slots, strange []string, err error) {
+	names, err := namesOf(ctx, l.trash, "")
+	for _, name := range names {
+		if isSlotName(name) {
+			slots = append(slots, name)
+		} else {
+			strange = append(strange, name)
+		}
+	}
+	return slots, strange, err
+}
+
 // otherSlots calls each with the slots of other processes.
 func (p *purger) otherSlots(ctx context.Context, l *layout, each func(slot *dir) error) error {
-	if err := l.trash.refresh(ctx); err != nil {
-		return err
-	}
-	var slots []string
-	err := l.trash.list(ctx, func(names []string) error {
-		for _, name := range names {
-			if isSlotName(name) && !l.isOwn(name) {
-				slots = append(slots, name)
-			}
-		}
-		return nil
-	})
+	slots, _, err := l.slots(ctx)
 	if err != nil {
 		return err
 	}
 	for _, name := range slots {
+		if l.isOwn(name) {
+			continue
+		}
 		slot, err := l.trash.openDir(ctx, name)
 		if isAbsent(err) || isNotDir(err) {
 			continue
@@ -196,24 +201,11 @@ type otherSlot struct {
 // takeOver looks at the slots of other processes and takes over what those have
 // left that seem to have died. It says when to look again.
 func (p *purger) takeOver(ctx context.Context, l *layout) (next time.Time, err error) {
-	if err := l.trash.refresh(ctx); err != nil {
-		return time.Time{}, err
-	}
-	var slots []string
-	strange := 0
-	err = l.trash.list(ctx, func(names []string) error {
-		for _, name := range names {
-			if isSlotName(name) {
-				slots = append(slots, name)
-			} else {
-				strange++
-			}
-		}
-		return nil
-	})
+	slots, odd, err := l.slots(ctx)
 	if err != nil {
 		return time.Time{}, err
 	}
+	strange := len(odd)
 	p.mu.Lock()
 	before := p.others
 	p.mu.Unlock()
