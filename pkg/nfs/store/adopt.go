@@ -147,34 +147,7 @@ func (a *adoption) build(ctx context.Context) error {
 	if err := a.findMode(ctx); err != nil {
 		return err
 	}
-	r := newRecord(a.s.opts, a.spec, 0, a.created)
-	data, err := encode(r)
-	if err != nil {
-		return err
-	}
-	err = a.l.publish(ctx, a.l.volumes, a.id+recordSuffix, data)
-	if isTaken(err) {
-		if a.recordFound, err = a.l.recordForSure(ctx, a.id); err == nil && a.recordFound == nil {
-			err = fmt.Errorf("%w: the volume was made and deleted meanwhile", nfs.ErrBusy)
-		}
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	a.record = r
-	if a.adopted {
-		if err := a.notDeleted(ctx); err != nil {
-			return err
-		}
-	}
-	err = a.settle(ctx)
-	if errors.Is(err, nfs.ErrConflict) {
-		if undo := a.l.volumes.unlink(ctx, a.id+recordSuffix); undo != nil {
-			return fmt.Errorf("%w; and its record could not be removed: %v", err, undo)
-		}
-	}
-	return err
+	return a.publish(ctx, newRecord(a.s.opts, a.spec, 0, a.created))
 }
 
 // claimExisting claims the directory, or finds that it is claimed for this volume.

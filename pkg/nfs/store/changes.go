@@ -238,3 +238,18 @@ func (d *dir) mark(ctx context.Context, name string, file info) error {
 		return nil
 	})
 }
+
+// takeChanges removes the changes of a volume, while a late update may be about to
+// add one.
+func (p *purger) takeChanges(ctx context.Context, l *layout, name string) error {
+	// Nobody comes for them later, so the client's cache is not asked.
+	err := l.changes.refresh(ctx)
+	for try := 0; err == nil && try < raceTries; try++ {
+		if err = p.remove(ctx, l.changes, name, nil, 0); isNotEmpty(err) {
+			err = nil
+			continue
+		}
+		return err
+	}
+	return err
+}

@@ -207,6 +207,12 @@ func (c *creation) build(ctx context.Context) error {
 	r := newRecord(c.s.opts, c.spec, c.newParents, c.created)
 	r.Restored = c.restored
 	c.shared.record(r)
+	return c.publish(ctx, r)
+}
+
+// publish ends the build with the record in place, this one or another's, and with all
+// that it tells of.
+func (c *creation) publish(ctx context.Context, r *record) error {
 	data, err := encode(r)
 	if err != nil {
 		return err
@@ -325,8 +331,8 @@ func (c *creation) takeDir(ctx context.Context) error {
 		return notDirectory(err, c.spec.Dir)
 	}
 	defer d.close()
-	empty := true
-	if err := d.list(ctx, func([]string) error { empty = false; return nil }); err != nil {
+	empty, err := d.isEmpty(ctx)
+	if err != nil {
 		return err
 	}
 	if !empty {

@@ -70,3 +70,10 @@ func (s *Store) removeEmpty(ctx context.Context, l *layout, parent *dir, dir, id
 	}
 	return true, nil
 }
+
+// isEmpty says whether nothing is in the directory.
+func (d *dir) isEmpty(ctx context.Context) (empty bool, err error) {
+	empty = true
+	err = d.list(ctx, func([]string) error { empty = false; return nil })
+	return empty, err
+}

@@ -466,7 +466,5 @@ func (c *creation) isEmpty(ctx context.Context) (empty bool, err error) {
 		return true, ignoreAbsent(err)
 	}
 	defer d.close()
-	empty = true
-	err = d.list(ctx, func([]string) error { empty = false; return nil })
-	return empty, err
+	return d.isEmpty(ctx)
 }

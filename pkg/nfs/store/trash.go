@@ -486,21 +486,6 @@ func (p *purger) takeHidden(ctx context.Context, l *layout, own *dir, e *entry) 
 	return p.s.removeParents(ctx, r.Dir, r.ParentsCreated)
 }
 
-// takeChanges removes the changes of a volume, while a late update may be about to
-// add one.
-func (p *purger) takeChanges(ctx context.Context, l *layout, name string) error {
-	// Nobody comes for them later, so the client's cache is not asked.
-	err := l.changes.refresh(ctx)
-	for try := 0; err == nil && try < raceTries; try++ {
-		if err = p.remove(ctx, l.changes, name, nil, 0); isNotEmpty(err) {
-			err = nil
-			continue
-		}
-		return err
-	}
-	return err
-}
-
 // takeClaim removes a claim on its way out, from whose slot ever.
 func (p *purger) takeClaim(ctx context.Context, l *layout, own *dir, name string) error {
 	if err := own.unlink(ctx, name); !isAbsent(err) {
