@@ -198,7 +198,7 @@ func (d *deletion) run(ctx context.Context) (err error) {
 		return err
 	}
 	p := d.s.purge
-	e := p.begin(r.ID)
+	e := p.begin(r.ID, r.Created)
 	defer p.release(e)
 	e.announced = d.announced
 	if err := d.l.volumes.rename(ctx, r.ID+recordSuffix, own, e.name+recordSuffix); err != nil {
@@ -293,14 +293,15 @@ func (d *deletion) verify(ctx context.Context, own *dir, e *entry) error {
 		return err
 	}
 	now, err := d.l.recordIn(ctx, own, name, d.record.ID)
-	if err != nil || now == nil || now.key() == d.record.key() {
+	switch {
+	case err != nil:
 		return err
+	case now == nil:
+		return errTakenOver
+	case now.key() == d.record.key():
+		return nil
 	}
-	if err := own.rename(ctx, name, d.l.volumes, d.record.ID+recordSuffix); err != nil {
-		return err
-	}
-	d.s.purge.forget(e)
-	return fmt.Errorf("%w: another process has just deleted the volume and made it anew", nfs.ErrBusy)
+	return d.s.purge.returnRecord(ctx, d.l, own, e, now)
 }
 
 // find opens the parent if the directory is in it and is the volume's.

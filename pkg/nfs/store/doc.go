@@ -13,7 +13,7 @@
 //	  archive/<key>+<key>.json             that of the first volume, which the second takes back
 //	  snapshots/<id>/                      a snapshot that is whole: record.json, manifest.json, data/
 //	  trash/<slot>/                        what one process has deleted, and is removed in the background
-//	    <id>.<when><random>.json           the record of a deleted volume
+//	    <id>.<when><random>.json           the record of a deleted volume, which the first half of the random is a sum of
 //	    <id>.<when><random>                its directory
 //	    <id>.<when><random>.claim          its claim, for a moment
 //	    <id>.<when><random>.tree           a snapshot, or what a copy has made: a tree without a record
@@ -58,7 +58,9 @@
 // only while it is empty, or else the directory may be in it already; and a rename
 // into a removed directory fails. Two that have each taken over an entry would wait for
 // each other's slot: the one whose slot has the lesser name takes over what is in the
-// other's, record by record, as ever. No argument here is about time: that a slot must
+// other's, record by record, as ever. Whoever completes an entry sees by its name whether
+// its record is of the volume that was meant, or of one made since under the same id by
+// others, and puts that back. No argument here is about time: that a slot must
 // have lain untouched for a while before the purge takes it over, and that a process
 // that lives touches its own, only keeps processes from doing each other's work.
 // A create or delete that needs the entry takes it over at once.

@@ -183,7 +183,6 @@ func (p *purger) expireArchive(ctx context.Context, l *layout, key string) (due 
 	if err != nil {
 		return due, err
 	}
-	id := a.Volume.ID
 	parent, _, err := p.s.walk(ctx, parentOf(a.Volume.Dir), lookForSure)
 	if err == nil {
 		defer parent.close()
@@ -222,7 +221,7 @@ func (p *purger) expireArchive(ctx context.Context, l *layout, key string) (due 
 	if err != nil || wait > 0 {
 		return time.Now().Add(wait), err
 	}
-	e := p.begin(id)
+	e := p.begin(a.Volume.ID, a.Volume.Created)
 	defer p.release(e)
 	e.expired = a.Target
 	if err := l.archive.rename(ctx, name, own, e.name+recordSuffix); err != nil {

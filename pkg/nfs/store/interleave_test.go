@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -189,6 +190,45 @@ func TestDeleteTakenOver(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A delete that was so slow that the volume was deleted and made anew takes the new
+// record, and another process takes that over before it can look: it puts it back.
+func TestSlowDeleteTakenOver(t *testing.T) {
+	t.Parallel()
+	d := memDir(t)
+	other := openStore(t, d, patient)
+	create(t, other, volumeSpec("v", "v"))
+	taken, began := false, time.Now()
+	s := openStore(t, d, patient, func(o *Options) {
+		o.hook = func(ctx context.Context, op, p string) error {
+			switch {
+			case ctx.Value(foregroundKey{}) == nil:
+			case op == "rename" && p == ownDir+"/volumes/v.json":
+				remove(t, other, "v")
+				create(t, other, volumeSpec("v", "v"))
+				mustWrite(t, d+"/v/file", "new")
+				waitFor(t, "the delete to be a slow one", func() (bool, string) { took := time.Since(began); return took > 2*quick, took.String() })
+				taken = true
+			case taken:
+				taken = false
+				openStore(t, d)
+				waitPurged(t, d)
+			}
+			return nil
+		}
+	})
+	if err := s.DeleteVolume(context.WithValue(t.Context(), foregroundKey{}, true), "v", ""); err != nil && !errors.Is(err, nfs.ErrBusy) {
+		t.Error(err)
+	}
+	waitPurged(t, d)
+	if data, err := os.ReadFile(d + "/v/file"); err != nil || string(data) != "new" {
+		t.Errorf("the new volume holds %q, %v", data, err)
+	}
+	if _, err := other.GetVolume(t.Context(), "v"); err != nil {
+		t.Error(err)
+	}
+	consistent(t, d)
 }
 
 // A slow delete brings back what it has moved by mistake also when the parents

@@ -118,8 +118,10 @@ func (p *purger) stop() {
 	<-p.done
 }
 
-// begin returns a new entry for the volume, which its caller works on.
-func (p *purger) begin(id string) *entry { return p.beginAs(newEntryName(id)) }
+// begin returns a new entry for the volume made then, which its caller works on.
+func (p *purger) begin(id string, created time.Time) *entry {
+	return p.beginAs(newEntryName(id, created))
+}
 
 func (p *purger) beginAs(name string) *entry {
 	e := &entry{name: name, busy: make(chan struct{}, 1)}

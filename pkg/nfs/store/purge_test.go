@@ -37,7 +37,7 @@ func trashRecord(t testing.TB, dir string, r *record) (entry string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := filepath.Join(dir, ownDir, "trash", "20200101T000000Z.0123456789ab", newEntryName(r.ID))
+	p := filepath.Join(dir, ownDir, "trash", "20200101T000000Z.0123456789ab", newEntryName(r.ID, r.Created))
 	mustWrite(t, p+recordSuffix, string(data))
 	return p
 }

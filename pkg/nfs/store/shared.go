@@ -428,7 +428,7 @@ func (c *creation) retract(ctx context.Context) error {
 		return err
 	}
 	p := c.s.purge
-	e := p.begin(c.id)
+	e := p.begin(c.id, c.created)
 	defer p.release(e)
 	if err = c.l.work.writeFile(ctx, e.name, data); err == nil {
 		err = c.l.work.rename(ctx, e.name, own, e.name+recordSuffix)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -136,12 +137,8 @@ func (p *purger) adopt(ctx context.Context, l *layout, from *dir, name string) e
 	return nil
 }
 
-// adoptAll takes over all entries that are in another process' slot.
-func (p *purger) adoptAll(ctx context.Context, l *layout, from *dir) error {
-	entries, err := entriesOf(ctx, from)
-	if err != nil {
-		return err
-	}
+// adoptAll takes over the entries of another process.
+func (p *purger) adoptAll(ctx context.Context, l *layout, from *dir, entries []string) error {
 	for _, name := range entries {
 		err := p.adopt(ctx, l, from, name)
 		if isAbsent(err) { // another process was faster
@@ -153,6 +150,17 @@ func (p *purger) adoptAll(ctx context.Context, l *layout, from *dir) error {
 		klog.FromContext(ctx).Info("A delete was begun by another process and is taken over", "entry", path.Join(from.path, name))
 	}
 	return nil
+}
+
+// adoptRecords takes over all deletes of volumes that are in another process' slot.
+// Trees wait for nothing, and whoever has moved one there may be looking at it still.
+func (p *purger) adoptRecords(ctx context.Context, l *layout, slot *dir) error {
+	entries, err := entriesOf(ctx, slot)
+	if err == nil {
+		err = p.adoptAll(ctx, l, slot, slices.DeleteFunc(entries, isTree))
+	}
+	p.wakeUp() // The turn that this is a part of may not see them.
+	return err
 }
 
 // fence makes sure that no other process can still move anything into the trash
@@ -177,10 +185,9 @@ func (p *purger) fence(ctx context.Context, l *layout, name string) error {
 		}
 		err := l.trash.rmdir(ctx, other)
 		if isNotEmpty(err) && path.Base(own.path) < other {
-			if err := p.adoptAll(ctx, l, slot); err != nil {
+			if err := p.adoptRecords(ctx, l, slot); err != nil {
 				return err
 			}
-			p.wakeUp() // The turn that this is a part of does not see them.
 			err = l.trash.rmdir(ctx, other)
 		}
 		if isNotEmpty(err) {
@@ -278,7 +285,7 @@ func (p *purger) watch(ctx context.Context, l *layout, name string, o *otherSlot
 	if due = o.since.Add(wait); due.After(now) {
 		return o, due, nil
 	}
-	if err := p.adoptAll(ctx, l, slot); err != nil {
+	if err := p.adoptAll(ctx, l, slot, entries); err != nil {
 		return nil, due, err
 	}
 	if err := l.trash.rmdir(ctx, name); err != nil && !isAbsent(err) && !isNotEmpty(err) {

@@ -88,7 +88,7 @@ func TestBeat(t *testing.T) {
 
 func TestNamesInTheTrash(t *testing.T) {
 	for _, id := range []string{"v", "pvc-1.a", "x-0123456789abcdef0123456789abcdef"} {
-		name := newEntryName(id)
+		name := newEntryName(id, time.Now())
 		if got, ok := parseEntryName(name); !ok || got != id {
 			t.Errorf("parse(%q) = %q, %t", name, got, ok)
 		}
@@ -170,7 +170,7 @@ func TestFence(t *testing.T) {
 	}
 	v := create(t, s, volumeSpec("v", "data"))
 	s.purge.stop() // which would go on with the entry itself
-	if err := s.current().volumes.rename(t.Context(), v.ID+recordSuffix, own, newEntryName(v.ID)+recordSuffix); err != nil {
+	if err := s.current().volumes.rename(t.Context(), v.ID+recordSuffix, own, newEntryName(v.ID, v.Created)+recordSuffix); err != nil {
 		t.Fatal(err)
 	}
 	other := openStore(t, d, func(o *Options) { o.purgeGrace = time.Hour })

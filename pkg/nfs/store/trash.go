@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"strconv"
-	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -18,36 +15,7 @@ import (
 const (
 	claimSuffix  = ".claim"
 	hiddenPrefix = ".nfs-csi-trash-"
-	timeDigits   = 8
 )
-
-// newEntryName names what a delete puts into the slot: "<id>.<time><random>" is the
-// directory, with recordSuffix the record, with claimSuffix the claim on its way
-// out. It stays the same in every slot that the entry moves to.
-func newEntryName(id string) string {
-	return fmt.Sprintf("%s.%08x%s", id, uint32(time.Now().Unix()), randomName())
-}
-
-// parseEntryName returns the id of the volume that was deleted; none for a tree.
-func parseEntryName(name string) (id string, ok bool) {
-	i := strings.LastIndexByte(name, '.')
-	if i < 0 || len(name)-i-1 != timeDigits+2*randomBytes || deletedAt(name).IsZero() || !isRandomName(name[i+1+timeDigits:]) {
-		return "", false
-	}
-	return name[:i], nfs.CheckRecordID(name[:i]) == nil
-}
-
-// deletedAt returns when the delete was that has the entry's name, by the clock of
-// the process that made it.
-func deletedAt(name string) time.Time {
-	name = strings.TrimSuffix(name, treeSuffix)
-	digits := name[strings.LastIndexByte(name, '.')+1:]
-	seconds, err := strconv.ParseUint(digits[:min(len(digits), timeDigits)], 16, 32)
-	if err != nil {
-		return time.Time{}
-	}
-	return time.Unix(int64(seconds), 0).UTC()
-}
 
 // locate says in whose slot the directory of an entry is; "" if in none.
 func (p *purger) locate(ctx context.Context, l *layout, own *dir, name string) (slot string, err error) {
@@ -153,6 +121,14 @@ func (p *purger) completeIn(ctx context.Context, l *layout, own *dir, e *entry) 
 	if r == nil {
 		return errTakenOver
 	}
+	if !isOf(e.name, r.key()) {
+		if err := p.findMoved(ctx, l, own, e, r); err != nil {
+			return err
+		}
+		if e.place != inSlot && e.place != besideIt {
+			return p.returnRecord(ctx, l, own, e, r)
+		}
+	}
 	if r.file.marked() {
 		e.changes = r.changes
 	}
@@ -195,6 +171,16 @@ func (p *purger) completeIn(ctx context.Context, l *layout, own *dir, e *entry) 
 	}
 	e.completed.Store(true)
 	return nil
+}
+
+// returnRecord puts back the record of a volume that was made after the delete had
+// read that of an earlier one with its id.
+func (p *purger) returnRecord(ctx context.Context, l *layout, own *dir, e *entry, r *record) error {
+	if err := own.rename(ctx, e.name+recordSuffix, l.volumes, r.ID+recordSuffix); err != nil {
+		return err
+	}
+	p.forget(e)
+	return fmt.Errorf("%w: another process has just deleted the volume and made it anew", nfs.ErrBusy)
 }
 
 // entryRecord reads the record of the entry's volume; nil when another process has

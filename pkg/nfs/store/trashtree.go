@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
@@ -46,7 +47,7 @@ func (s *Store) treeToTrash(ctx context.Context, l *layout, d *dir, name, id str
 		if err != nil {
 			return err
 		}
-		e := p.beginAs(newEntryName(id) + treeSuffix)
+		e := p.beginAs(newEntryName(id, time.Now()) + treeSuffix)
 		if err = d.rename(ctx, name, own, e.name); err == nil {
 			err = s.checkTree(ctx, own, e, d, name, ino)
 			p.release(e)
