@@ -80,7 +80,7 @@ func smallTree(t testing.TB, at string) {
 // kill too, and then goes on.
 func TestKillCopy(t *testing.T) {
 	t.Parallel()
-	at := t.TempDir()
+	at := memDir(t)
 	b := openCopyBed(t, at, nil)
 	smallTree(t, b.source())
 	onNFS := isNFS(t, at)
@@ -105,6 +105,7 @@ func TestKillCopy(t *testing.T) {
 			if m.Notes.Changed != 0 || m.Notes.Vanished != 0 || m.entries() != int64(len(want)) {
 				t.Errorf("the manifest: %+v", m)
 			}
+			removeAll(t, at+"/work/"+id)
 		})
 		if t.Failed() {
 			return
