@@ -385,3 +385,35 @@ func TestSnapshotOneWinner(t *testing.T) {
 		}
 	}
 }
+
+// Two processes take the same snapshots at once, as two controllers do after a change
+// of leaders: both are told the same, and each is whole.
+func TestSnapshotInTwoProcesses(t *testing.T) {
+	t.Parallel()
+	d := memDir(t)
+	s := openStore(t, d, patient)
+	want := sourceVolume(t, s, d)
+	for n := range 5 {
+		name := fmt.Sprint("snap", n)
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				if runJob(t, job{Dir: d, Snapshot: name}) {
+					t.Error("killed")
+				}
+			})
+		}
+		wg.Wait()
+		if v, err := s.GetSnapshot(t.Context(), name); err != nil || !v.Ready || v.Volume != "src" {
+			t.Errorf("the snapshot: %+v, %v", v, err)
+		}
+		compareTrees(t, want, scan(t, snapshotData(d, name), nil), isNFS(t, d))
+	}
+	openStore(t, d) // for what is in the trash of either
+	waitPurged(t, d)
+	for _, name := range leftovers(t, d) {
+		if filepath.Dir(name) == "work" && !isTemporary(name) {
+			t.Errorf("left %s", name)
+		}
+	}
+}
