@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"path"
 	"strings"
 	"testing"
 )
@@ -119,17 +120,25 @@ func TestSnapshotAndRestore(t *testing.T) {
 	s.deleteSnapshot("first", dir)
 }
 
-// TestClone: a volume is made of another one.
+// TestClone: volumes are made of another one, on its export and on another.
 func TestClone(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "clone")
+	elsewhere := path.Join(quickShare, s.name)
+	onServer(s.ctx, t, s.c, "mkdir "+elsewhere)
+	s.apply("{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {name: clone-elsewhere, labels: {scene: %s}}, provisioner: %s, parameters: {server: %q, share: %s}}",
+		s.name, s.driver, s.c.Server().IPv4(), elsewhere)
 	s.claim("data")
 	source := s.volume("data")
 	s.pod("app", s.c.Nodes()[0].Name(), "data")
 	s.sh("app", fill)
 	tree := s.server(fmt.Sprintf(treeText, source+"/tree"))
-	clone := s.copyOf("copy", "{kind: PersistentVolumeClaim, name: data}")
+	const claim = "{kind: PersistentVolumeClaim, name: data}"
+	s.apply(copyManifest, "far", "clone-elsewhere", claim)
+	clone := s.copyOf("copy", claim)
 	expect(t, "the tree in the clone", s.server(fmt.Sprintf(treeText, clone+"/tree")), tree)
+	far := elsewhere + "/" + s.volume("far")
+	expect(t, "the tree in the clone on the other export", onServer(s.ctx, t, s.c, fmt.Sprintf(treeText, far+"/tree")), tree)
 	s.sh("app", "rm -r /data/tree/sub/1*")
 	expect(t, "the clone, when its source has changed", s.server(fmt.Sprintf(treeText, clone+"/tree")), tree)
 }
