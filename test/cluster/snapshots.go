@@ -25,7 +25,8 @@ func (c *Cluster) InstallSnapshots(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("install snapshots: %w", err)
 	}
-	crds, err := filepath.Glob(filepath.Join(dirs[0], "config/crd/snapshot.storage.k8s.io_*.yaml"))
+	// With those of groups: the snapshot-controller looks for them for 30 seconds before it begins.
+	crds, err := filepath.Glob(filepath.Join(dirs[0], "config/crd/*snapshot.storage.k8s.io_*.yaml"))
 	if err != nil || len(crds) == 0 {
 		return fmt.Errorf("install snapshots: no CRDs in %s: %w", dirs[0], err)
 	}
