@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -34,6 +35,31 @@ func (a *activity) untilPause() time.Duration {
 		return pause
 	}
 	return pause - time.Since(time.Unix(0, a.ended.Load()))
+}
+
+// crowd counts the copies that run at this moment.
+type crowd struct {
+	mu      sync.Mutex
+	running int
+}
+
+// begin is called when a copy begins, its result when it ends. They tell of the first
+// that begins and the last that ends; nil wants to know of none.
+func (c *crowd) begin(tell func(running bool)) (end func()) {
+	if tell == nil {
+		return func() {}
+	}
+	change := func(by int) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		was := c.running > 0
+		c.running += by
+		if is := c.running > 0; is != was {
+			tell(is)
+		}
+	}
+	change(1)
+	return func() { change(-1) }
 }
 
 // pace comes before every file that is removed.

@@ -18,7 +18,7 @@ import (
 
 // defaultCopyConcurrency hides the time that an NFS server takes to answer; more
 // than this many calls only wait for each other.
-const defaultCopyConcurrency = 24
+const defaultCopyConcurrency = 16
 
 // copyOptions say how a tree is copied. The zero value is fine.
 type copyOptions struct {
@@ -29,6 +29,9 @@ type copyOptions struct {
 	still bool
 	// expected is what the source is known to hold, for whoever watches the progress.
 	expected treeCounts
+	// limits are the times that the target can hold, for the first copy to find out
+	// and the others to know.
+	limits *atomic.Pointer[timeLimits]
 }
 
 // treeCopy copies one directory, with everything in it, to a directory in work/
@@ -95,8 +98,8 @@ type treeCopy struct {
 	self                   uint64        // inode number of work/<id>
 	isNew                  bool          // no earlier run has left anything
 	began                  unix.Timespec // by the clock of the target's server
-	onNFS                  bool          // the target is
-	limits                 timeLimits    // of the target
+	fromNFS, onNFS         bool          // where the source is, and the target
+	times                  timeLimits    // that the target can hold
 	how                    methods
 	acls                   sync.Map // see setNFS4ACL
 	noXattrs               atomic.Bool
@@ -156,6 +159,9 @@ func copyIn(src, job *dir, id string, opts copyOptions) *treeCopy {
 func newTreeCopy(src, work *dir, id string, opts copyOptions) *treeCopy {
 	if opts.concurrency <= 0 {
 		opts.concurrency = defaultCopyConcurrency
+	}
+	if opts.limits == nil {
+		opts.limits = new(atomic.Pointer[timeLimits])
 	}
 	return &treeCopy{copyOptions: opts, src: src, work: work, id: id, inodes: map[uint64]chan struct{}{}}
 }
@@ -262,6 +268,10 @@ func (c *treeCopy) begin(ctx context.Context) error {
 		return err
 	}
 	c.onNFS = fs.Type == unix.NFS_SUPER_MAGIC
+	if fs, err = c.src.statfs(ctx); err != nil {
+		return err
+	}
+	c.fromNFS = fs.Type == unix.NFS_SUPER_MAGIC
 	want := beginning{Version: copyVersion, ID: c.id}
 	if !c.onNFS {
 		boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -313,7 +323,13 @@ func (c *treeCopy) begin(ctx context.Context) error {
 	if c.links, err = makeDir(ctx, c.job, linksName); err != nil {
 		return err
 	}
-	c.limits, err = findTimeLimits(ctx, c.job)
+	if known := c.limits.Load(); known != nil {
+		c.times = *known
+		return nil
+	}
+	if c.times, err = findTimeLimits(ctx, c.job); err == nil {
+		c.limits.Store(&c.times)
+	}
 	return err
 }
 

@@ -336,7 +336,7 @@ func (c *treeCopy) isDone(ctx context.Context, p *pair, name string, want attr) 
 
 // unchanged says that a copy has the size and mtime of its source.
 func (c *treeCopy) unchanged(have, want attr) bool {
-	return have.size == want.size && have.mtime == c.limits.fit(want.mtime)
+	return have.size == want.size && have.mtime == c.times.fit(want.mtime)
 }
 
 func linkName(a attr) string { return strconv.FormatUint(a.ino, 10) }

@@ -16,9 +16,9 @@ func (c *treeCopy) openSource(ctx context.Context, d *dir, name string) (*file, 
 	if c.touchAtime.Load() {
 		flags = 0
 	}
-	f, err := d.openFile(ctx, name, flags)
+	f, err := d.openSource(ctx, name, flags, c.fromNFS)
 	if errors.Is(err, unix.EPERM) && flags != 0 {
-		if f, err = d.openFile(ctx, name, 0); err == nil {
+		if f, err = d.openSource(ctx, name, 0, c.fromNFS); err == nil {
 			c.touchAtime.Store(true)
 		}
 	}
@@ -69,7 +69,7 @@ func (c *treeCopy) fileTo(ctx context.Context, src *file, want attr, dst *dir, n
 	if err := c.copyXattrs(ctx, src.xattrs(ctx), out.xattrs(ctx), want); err != nil {
 		return want, err
 	}
-	return want, dst.setTimes(ctx, name, c.limits.fitTimes(want))
+	return want, dst.setTimes(ctx, name, c.times.fitTimes(want))
 }
 
 // stableContent copies the content until the file has not changed meanwhile, or

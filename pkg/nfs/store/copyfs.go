@@ -181,10 +181,30 @@ type file struct {
 	hook hook
 }
 
-// openFile opens an entry to read it. A symbolic link is ELOOP, a socket ENXIO;
+// openSource opens an entry to read it. A symbolic link is ELOOP, a socket ENXIO;
 // it may be anything else but is not waited for.
-func (d *dir) openFile(ctx context.Context, name string, flags int) (*file, error) {
-	return d.openFileAs(ctx, "open", name, unix.O_RDONLY|flags, 0)
+//
+// Over NFS it is opened with O_DIRECT, which is then taken back: so the client asks the
+// server for no delegation of the file (nfs4_map_atomic_open_share in the kernel's
+// fs/nfs/nfs4proc.c), which would have to be given back by a call, and is of no use to
+// one who reads the file once.
+func (d *dir) openSource(ctx context.Context, name string, flags int, onNFS bool) (*file, error) {
+	direct := 0
+	if onNFS {
+		direct = unix.O_DIRECT
+	}
+	f, err := d.openFileAs(ctx, "open", name, unix.O_RDONLY|direct|flags, 0)
+	if direct != 0 && errors.Is(err, unix.EINVAL) {
+		// It is no regular file by now.
+		f, err = d.openFileAs(ctx, "open", name, unix.O_RDONLY|flags, 0)
+	}
+	if err != nil || direct == 0 {
+		return f, err
+	}
+	if _, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, unix.O_NONBLOCK|flags); err != nil {
+		return nil, errors.Join(opError("open", f.path, err), f.close(ctx))
+	}
+	return f, nil
 }
 
 // createFile makes a file, EEXIST when the name is taken. Over NFS that is one

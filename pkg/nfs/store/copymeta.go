@@ -41,7 +41,7 @@ func (c *treeCopy) finishDir(ctx context.Context, p *pair) error {
 	if err := c.copyXattrs(ctx, p.src.xattrs(ctx, ""), p.dst.xattrs(ctx, ""), p.attr); err != nil && !errors.Is(err, errGone) {
 		return err
 	}
-	return p.dst.setTimes(ctx, "", c.limits.fitTimes(p.attr))
+	return p.dst.setTimes(ctx, "", c.times.fitTimes(p.attr))
 }
 
 // finishSpecial does the same for what cannot be opened.
@@ -64,7 +64,7 @@ func (c *treeCopy) finishSpecial(ctx context.Context, src *dir, name string, wan
 			return err
 		}
 	}
-	return dst.setTimes(ctx, dstName, c.limits.fitTimes(want))
+	return dst.setTimes(ctx, dstName, c.times.fitTimes(want))
 }
 
 // timeLimits are the times that a file system can hold.

@@ -40,6 +40,8 @@ type jobs struct {
 	slots  chan struct{}
 	group  sync.WaitGroup
 	read   atomic.Bool // work/ has been looked through
+	limits atomic.Pointer[timeLimits]
+	crowd  crowd
 
 	mu     sync.Mutex
 	runs   map[string]*run      // by jobDir.key
@@ -308,7 +310,7 @@ func (r *run) carryOut(ctx context.Context) error {
 		return err
 	}
 	defer src.dir.close()
-	c := copyIn(src.dir, r.job.dir, jobName(r.job.record.Kind, r.job.record.ID), copyOptions{still: src.still, expected: src.expected})
+	c := copyIn(src.dir, r.job.dir, jobName(r.job.record.Kind, r.job.record.ID), copyOptions{still: src.still, expected: src.expected, limits: &r.s.jobs.limits})
 	r.copy.Store(c)
 	defer r.copy.Store(nil)
 	reported := make(chan struct{})
@@ -317,7 +319,9 @@ func (r *run) carryOut(ctx context.Context) error {
 		defer close(reported)
 		r.report(watching, c)
 	}()
+	ended := r.s.jobs.crowd.begin(r.s.opts.Copying)
 	m, err := c.run(ctx)
+	ended()
 	stop()
 	<-reported
 	if err != nil {

@@ -69,6 +69,50 @@ func TestCallsOnNFS(t *testing.T) {
 	}
 }
 
+// TestCallsOnNFSOfCopies bounds the calls to the server that a copy costs for each file.
+func TestCallsOnNFSOfCopies(t *testing.T) {
+	b := newCopyBed(t)
+	if !isNFS(t, b.dir) {
+		t.Skip("the temporary directory is not on NFS: run this in the lab, with TMPDIR on a mount")
+	}
+	const dirs, files = 3, 40
+	var names []string
+	for n := range dirs * files {
+		names = append(names, fmt.Sprintf("%s/%d/%d", b.source(), n%dirs, n))
+		mustWrite(t, names[n], "content")
+	}
+	// With a delegation, the client opens a file again without the server. For a while
+	// after a file was written there is none.
+	open := func(names ...string) int {
+		opened, _ := calls(t, func() {
+			for _, name := range names {
+				f, err := os.Open(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = f.Close()
+			}
+		})
+		return opened["OPEN"] + opened["OPEN_NOATTR"]
+	}
+	probe := b.dir + "/probe"
+	mustWrite(t, probe, "content")
+	waitFor(t, "a delegation from the server", func() (bool, string) {
+		n := open(probe, probe)
+		return n < 2, fmt.Sprintf("%d opens for two", n)
+	})
+	made, took := calls(t, func() { b.copy(t, "id", copyOptions{}) })
+	t.Logf("%d calls in %v: %s", sum(made), took, made)
+	// Open, content, a look whether it changed, attributes, access list, times, closed;
+	// and what there is once for the copy, and for each directory.
+	if most := 9*dirs*files + 20*dirs + 60; sum(made) > most {
+		t.Errorf("the copy took %d calls, want %d at most", sum(made), most)
+	}
+	if got := open(names...); got < len(names) {
+		t.Errorf("%d of %d files were opened at the server: the copy has delegations of the others", got, len(names))
+	}
+}
+
 type callCount map[string]int
 
 func (c callCount) String() string {

@@ -44,6 +44,9 @@ type Options struct {
 	CopyWait time.Duration
 	// Origin is another export that volumes can be made from, if any.
 	Origin Origin
+	// Copying, if set, is called with true when copies begin and with false when none
+	// runs any more: many calls that wait for the server are made meanwhile.
+	Copying func(bool)
 
 	hook       hook
 	lease      time.Duration // 0 means defaultLease

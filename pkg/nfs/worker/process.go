@@ -42,7 +42,7 @@ type process struct {
 
 // Self is the command that runs this executable's worker subcommand, with a
 // runtime tuned to be small: a worker holds little and mostly waits. It needs one
-// processor at a time, and does not wake threads for a second.
+// processor at a time, and does not wake threads for a second; but see whileCopying.
 func Self() *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", "worker") //nolint:noctx // its life is the pool's to manage, not one context's
 	cmd.Env = []string{"GOMEMLIMIT=16MiB", "GOGC=50", "GOMAXPROCS=1"}

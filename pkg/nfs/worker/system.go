@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -95,6 +97,7 @@ func openStore(ctx context.Context, config StoreConfig, root, originRoot *os.Roo
 		PurgeConcurrency: config.PurgeConcurrency,
 		PurgeRate:        config.PurgeRate,
 		CopyWait:         config.CopyWait,
+		Copying:          whileCopying,
 	}
 	if originRoot != nil {
 		look := options
@@ -124,6 +127,27 @@ func (s *exportStore) mount(ctx context.Context, mounter *mount.Mounter, export 
 		return nil, fmt.Errorf("open the root of %s: %w", export, rootError(err))
 	}
 	return root, nil
+}
+
+// What a worker takes for itself once it copies, in place of what it begins with (see
+// Self): threads that may run at once, and bytes of memory.
+const (
+	copyProcs  = 24
+	copyMemory = 64 << 20
+)
+
+// whileCopying is what a store calls when copies begin and end. A thread that waits for
+// the server keeps one of the runtime's processors until the runtime notices, which
+// takes long in a process that hardly looks: with one, files are copied one by one. The
+// limit of memory stays as it is then, since the threads stay too. They do not fill it,
+// but near its limit the runtime would collect garbage all the time.
+func whileCopying(copies bool) {
+	if !copies {
+		runtime.GOMAXPROCS(1)
+		return
+	}
+	debug.SetMemoryLimit(copyMemory)
+	runtime.GOMAXPROCS(copyProcs)
 }
 
 // storeMount returns the export as a store needs it mounted. Another controller
