@@ -7,9 +7,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,19 +25,27 @@ import (
 const (
 	budget  = 25 * time.Minute
 	share   = "/srv/xfs"
+	ext4    = "/srv/ext4"
 	inguest = "github.com/nfs-csi/nfs-csi-driver/test/bench/inguest"
 	// filled directories of files each are made on the server, to become the
 	// content of volumes.
 	filled, files = 10, 100_000
 )
 
-func main() { testbed.Main("bench", budget, run) }
+func main() {
+	only := flag.String("only", "", "measure only this: mounts, copies or volumes")
+	flag.Parse()
+	testbed.Main("bench", budget, func(ctx context.Context) error { return run(ctx, *only) })
+}
 
-func run(ctx context.Context) (err error) {
+func run(ctx context.Context, only string) (err error) {
+	if !slices.Contains([]string{"", "mounts", "copies", "volumes"}, only) {
+		return fmt.Errorf("-only=%s: it is mounts, copies or volumes", only)
+	}
 	bed, err := testbed.Start(ctx, testbed.Options{
 		Name:     "bench",
 		Clients:  1,
-		Exports:  []lab.ExportSpec{{Path: share, FS: lab.XFS, SizeMB: 4096}},
+		Exports:  []lab.ExportSpec{{Path: share, FS: lab.XFS, SizeMB: 6144}, {Path: ext4, FS: lab.Ext4, SizeMB: 3072}},
 		Log:      os.Stderr,
 		Programs: []string{inguest},
 	})
@@ -43,7 +53,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, bed.Close()) }()
-	if err := fill(ctx, bed.Server); err != nil {
+	if err := fill(ctx, bed, only); err != nil {
 		return err
 	}
 	client := bed.Clients[0]
@@ -54,7 +64,9 @@ func run(ctx context.Context) (err error) {
 			"-server=" + bed.Server.IPv4(),
 			"-client=" + client.IPv4(),
 			"-share=" + share,
+			"-ext4=" + ext4,
 			fmt.Sprintf("-filled=%d", filled),
+			"-only=" + only,
 			"-out=/out/bench.json",
 		},
 		Stdout: os.Stderr,
@@ -66,13 +78,25 @@ func run(ctx context.Context) (err error) {
 	return publish(filepath.Join(bed.OutDir(), "bench.json"))
 }
 
-func fill(ctx context.Context, server *lab.Server) error {
+// fill makes on the server what becomes the content of volumes.
+func fill(ctx context.Context, bed *testbed.Bed, only string) error {
+	if only == "" || only == "copies" {
+		fmt.Fprintln(os.Stderr, "making what is to be copied on the server")
+		for to, big := range map[string]bool{share: true, ext4: false} {
+			if _, err := bed.Server.Output(ctx, bed.Path("inguest"), "-sources="+to, fmt.Sprintf("-big=%t", big)); err != nil {
+				return err
+			}
+		}
+	}
+	if only != "" && only != "volumes" {
+		return nil
+	}
 	fmt.Fprintf(os.Stderr, "making %d directories of %d files on the server\n", filled, files)
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range filled {
 		group.Go(func() error {
 			script := fmt.Sprintf("mkdir -p %[1]s/filled/%[2]d && cd %[1]s/filled/%[2]d && seq %[3]d | xargs touch", share, i, files)
-			_, err := server.Output(ctx, "sh", "-c", script)
+			_, err := bed.Server.Output(ctx, "sh", "-c", script)
 			return err
 		})
 	}
@@ -99,8 +123,8 @@ func publish(from string) error {
 		return err
 	}
 	if missed := r.Missed(); len(missed) > 0 {
-		return fmt.Errorf("%d of %d bounds missed: %s", len(missed), len(r.Rows), strings.Join(missed, "; "))
+		return fmt.Errorf("%d of %d bounds missed: %s", len(missed), r.Bounds(), strings.Join(missed, "; "))
 	}
-	fmt.Printf("all %d bounds met\n", len(r.Rows))
+	fmt.Printf("all %d bounds met\n", r.Bounds())
 	return nil
 }

@@ -17,12 +17,12 @@ const bareDir = "/mnt/bare"
 
 // bareMount asks the kernel, with nothing around it, for the mount that the
 // driver makes too.
-func (b *bench) bareMount(dir string) error {
+func (b *bench) bareMount(share, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	options := fmt.Sprintf("vers=4.2,addr=%s,clientaddr=%s", b.server, b.client)
-	return unix.Mount(b.server+":"+b.share, dir, "nfs4", 0, options)
+	return unix.Mount(b.server+":"+share, dir, "nfs4", 0, options)
 }
 
 // bareWork returns the p50s, in milliseconds, of what a create and a delete
@@ -104,6 +104,22 @@ func residentBytes(pid int) (int64, error) {
 	}
 	pages, err := strconv.ParseInt(fields[1], 10, 64)
 	return pages * int64(os.Getpagesize()), err
+}
+
+// workerBytes is the resident memory of the largest worker.
+func workerBytes(p *process) (most int64, err error) {
+	workers, err := children(p.command.Process.Pid)
+	if err != nil {
+		return 0, err
+	}
+	for _, w := range workers {
+		m, err := residentBytes(w)
+		if err != nil {
+			return 0, err
+		}
+		most = max(most, m)
+	}
+	return most, nil
 }
 
 // waitForChild returns when a child of the process has slept for a while: it

@@ -27,9 +27,12 @@ const (
 )
 
 type bench struct {
-	binary, server, share, client string
-	filled                        int
-	rows                          []report.Row
+	binary, server, client string
+	// share is on XFS, ext4 another.
+	share, ext4 string
+	filled      int
+	only        string // the name of a step; "" for all
+	rows        []report.Row
 
 	controller, node *process
 }
@@ -56,9 +59,12 @@ func (b *bench) run(ctx context.Context) error {
 		run  func(context.Context) error
 	}{
 		{"mounts", b.mounts},
+		{"copies", b.copies},
 		{"volumes", b.volumes},
-		{"memory", b.memory},
 	} {
+		if b.only != "" && b.only != step.name {
+			continue
+		}
 		fmt.Printf("measuring %s\n", step.name)
 		if err := step.run(ctx); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
@@ -72,7 +78,7 @@ func (b *bench) run(ctx context.Context) error {
 func (b *bench) mounts(ctx context.Context) error {
 	var bare, first, stage []time.Duration
 	for range few {
-		d, err := b.timed(func() error { return b.bareMount(bareDir) })
+		d, err := b.timed(func() error { return b.bareMount(b.share, bareDir) })
 		if err != nil {
 			return fmt.Errorf("bare mount: %w", err)
 		}
@@ -146,7 +152,7 @@ func (b *bench) volumes(ctx context.Context) (err error) {
 	if b.node, err = b.start(ctx, "node"); err != nil {
 		return err
 	}
-	if err := b.bareMount(bareDir); err != nil {
+	if err := b.bareMount(b.share, bareDir); err != nil {
 		return err
 	}
 	bareCreate, bareDelete, err := bareWork(filepath.Join(bareDir, "bare"))
@@ -179,7 +185,11 @@ func (b *bench) volumes(ctx context.Context) (err error) {
 	if err := b.full(ctx, bareDelete); err != nil {
 		return err
 	}
-	return b.whilePurging(ctx, bareCreate, bareDelete)
+	if err := b.whilePurging(ctx, bareCreate, bareDelete); err != nil {
+		return err
+	}
+	fmt.Println("measuring memory")
+	return b.memory(ctx)
 }
 
 // crowd makes volumes at the same time; cores is 1 in a guest.
@@ -289,17 +299,9 @@ func (b *bench) memory(ctx context.Context) error {
 			return err
 		}
 		b.row(fmt.Sprintf("resident memory of the %s, %d volumes", p.role, many), "MiB", 0, float64(memory)/mib, 48, "<= 48 MiB")
-		workers, err := children(p.command.Process.Pid)
+		most, err := workerBytes(p)
 		if err != nil {
 			return err
-		}
-		var most int64
-		for _, w := range workers {
-			m, err := residentBytes(w)
-			if err != nil {
-				return err
-			}
-			most = max(most, m)
 		}
 		b.row(fmt.Sprintf("resident memory of the %s's worker", p.role), "MiB", 0, float64(most)/mib, 24, "<= 24 MiB")
 	}

@@ -88,11 +88,15 @@ func capability() *csi.VolumeCapability {
 	}
 }
 
-func (p *process) create(ctx context.Context, name string) error {
+func (p *process) create(ctx context.Context, name string) error { return p.make(ctx, name, nil) }
+
+// make makes a volume on the share, from a source unless that is nil.
+func (p *process) make(ctx context.Context, name string, source *csi.VolumeContentSource) error {
 	r, err := csi.NewControllerClient(p.conn).CreateVolume(ctx, &csi.CreateVolumeRequest{
-		Name:               name,
-		VolumeCapabilities: []*csi.VolumeCapability{capability()},
-		Parameters:         map[string]string{"server": p.server, "share": p.share},
+		Name:                name,
+		VolumeContentSource: source,
+		VolumeCapabilities:  []*csi.VolumeCapability{capability()},
+		Parameters:          map[string]string{"server": p.server, "share": p.share},
 	})
 	if err != nil {
 		return fmt.Errorf("create %s: %w", name, err)

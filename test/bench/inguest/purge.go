@@ -25,17 +25,9 @@ func (b *bench) whilePurging(ctx context.Context, bareCreate, bareDelete float64
 	if err != nil {
 		return err
 	}
-	workers, err := children(b.controller.command.Process.Pid)
+	most, err := workerBytes(b.controller)
 	if err != nil {
 		return err
-	}
-	var most int64
-	for _, w := range workers {
-		m, err := residentBytes(w)
-		if err != nil {
-			return err
-		}
-		most = max(most, m)
 	}
 	after, err := b.trash(ctx)
 	if err != nil {
@@ -57,7 +49,8 @@ type trashState struct {
 	Purged  int64 `json:"removedFiles"`
 }
 
-// awaitPurge waits until files are being unlinked: the deletes come to their end first.
+// awaitPurge waits until files are being unlinked: the deletes come to their end first,
+// and then the volumes that were empty.
 func (b *bench) awaitPurge(ctx context.Context) (trashState, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -65,7 +58,7 @@ func (b *bench) awaitPurge(ctx context.Context) (trashState, error) {
 	defer tick.Stop()
 	for {
 		state, err := b.trash(ctx)
-		if err != nil || state.Purged > serial {
+		if err != nil || state.Purged > serial+crowd+1 {
 			return state, err
 		}
 		select {
