@@ -179,8 +179,8 @@ func makeExports(exports []wire.Export) error {
 		options := e.Options
 		switch e.FS {
 		case "tmpfs":
-			// Without nr_inodes, half of the memory's pages is a limit of the files as well.
-			if err := mount("tmpfs", e.Path, "tmpfs", 0, fmt.Sprintf("mode=0755,nr_inodes=0,size=%dm", e.SizeMB)); err != nil {
+			// By default half of the memory's pages is a limit of the files as well.
+			if err := mount("tmpfs", e.Path, "tmpfs", 0, fmt.Sprintf("mode=0755,nr_inodes=1m,size=%dm", e.SizeMB)); err != nil {
 				return err
 			}
 			// A file system without an UUID needs a number to be known by.
