@@ -181,10 +181,8 @@ func (s *Store) readySnapshot(ctx context.Context, l *layout, id string) (*jobDi
 }
 
 // finishClone says that the copy is complete, for any process to make the volume of.
+// What lies beside the data goes with the job.
 func (r *run) finishClone(ctx context.Context, m *copyManifest) error {
-	if err := r.tidy(ctx); err != nil {
-		return err
-	}
 	a, err := r.job.attr(ctx, dataName)
 	if err != nil {
 		return err

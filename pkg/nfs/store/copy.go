@@ -40,8 +40,8 @@ type copyOptions struct {
 //	work/<id>/
 //	  began.json      what the copy needs to know of the run that began it
 //	  data/           the copy
-//	  links/<inode>   one more name for each file of the source that has several
-//	  junk/           what was in data/ and does not belong there
+//	  links/<inode>   one more name for each file of the source that has several, if any
+//	  junk/           what was in data/ and does not belong there, if anything
 //	  deep.<n>        directories that wait (see treeWalk)
 //	  manifest.json   what was copied, in place only when data/ is whole
 //
@@ -93,19 +93,20 @@ type treeCopy struct {
 	id        string
 	held      *dir // work/<id>, where the caller has it open
 
-	job, data, links, junk *dir
-	dev                    uint64        // of the source
-	self                   uint64        // inode number of work/<id>
-	isNew                  bool          // no earlier run has left anything
-	began                  unix.Timespec // by the clock of the target's server
-	fromNFS, onNFS         bool          // where the source is, and the target
-	times                  timeLimits    // that the target can hold
-	how                    methods
-	acls                   sync.Map // see setNFS4ACL
-	noXattrs               atomic.Bool
-	touchAtime             atomic.Bool
-	buffers                sync.Pool
-	busy                   sync.Map // see alone
+	job, data      *dir
+	links          atomic.Pointer[dir] // see linksDir
+	dev            uint64              // of the source
+	self           uint64              // inode number of work/<id>
+	isNew          bool                // no earlier run has left anything
+	began          unix.Timespec       // by the clock of the target's server
+	fromNFS, onNFS bool                // where the source is, and the target
+	times          timeLimits          // that the target can hold
+	how            methods
+	acls           sync.Map // see setNFS4ACL
+	noXattrs       atomic.Bool
+	touchAtime     atomic.Bool
+	buffers        sync.Pool
+	busy           sync.Map // see alone
 
 	total tally
 	notes notes
@@ -182,7 +183,7 @@ func (c *treeCopy) progress() copyProgress {
 // something is in work/ under this id that is not a copy's.
 func (c *treeCopy) run(ctx context.Context) (m *copyManifest, err error) {
 	defer func() {
-		for _, d := range []*dir{c.job, c.data, c.links, c.junk} {
+		for _, d := range []*dir{c.job, c.data, c.links.Load()} {
 			d.close()
 		}
 	}()
@@ -280,9 +281,6 @@ func (c *treeCopy) begin(ctx context.Context) error {
 		}
 		want.Boot = strings.TrimSpace(string(boot))
 	}
-	if c.junk, err = makeDir(ctx, c.job, junkName); err != nil {
-		return err
-	}
 	here, err := c.job.attr(ctx, "")
 	if err != nil {
 		return err
@@ -320,8 +318,10 @@ func (c *treeCopy) begin(ctx context.Context) error {
 	if c.data, err = makeDir(ctx, c.job, dataName); err != nil {
 		return err
 	}
-	if c.links, err = makeDir(ctx, c.job, linksName); err != nil {
-		return err
+	if !c.isNew {
+		if _, err = c.linksDir(ctx); err != nil {
+			return err
+		}
 	}
 	if known := c.limits.Load(); known != nil {
 		c.times = *known
@@ -369,9 +369,30 @@ func (c *treeCopy) discard(ctx context.Context, d *dir, name string) error {
 	// Unlinked, a name is no longer counted as a link to its file.
 	err := d.unlink(ctx, name)
 	if errors.Is(err, unix.EISDIR) {
-		err = d.rename(ctx, name, c.junk, randomName())
+		junk, makeErr := makeDir(ctx, c.job, junkName)
+		if makeErr != nil {
+			return makeErr
+		}
+		defer junk.close()
+		err = d.rename(ctx, name, junk, randomName())
 	}
 	return ignoreAbsent(err)
+}
+
+// linksDir opens links/, which a new copy makes with the first file that has several
+// names.
+func (c *treeCopy) linksDir(ctx context.Context) (*dir, error) {
+	if links := c.links.Load(); links != nil {
+		return links, nil
+	}
+	links, err := makeDir(ctx, c.job, linksName)
+	if err != nil {
+		return nil, err
+	}
+	if !c.links.CompareAndSwap(nil, links) { // another goroutine was faster
+		links.close()
+	}
+	return c.links.Load(), nil
 }
 
 func (c *treeCopy) rootPair(ctx context.Context) (*pair, error) {

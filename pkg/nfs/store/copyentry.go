@@ -317,7 +317,11 @@ func (c *treeCopy) isDone(ctx context.Context, p *pair, name string, want attr) 
 	}
 	var done bool
 	if want.nlink > 1 && want.kind() != unix.S_IFDIR {
-		first, err := c.links.attr(ctx, linkName(want))
+		links, err := c.linksDir(ctx)
+		if err != nil {
+			return false, err
+		}
+		first, err := links.attr(ctx, linkName(want))
 		if ignoreAbsent(err) != nil {
 			return false, err
 		}
@@ -348,35 +352,39 @@ func (c *treeCopy) linked(ctx context.Context, p *pair, name string, want attr, 
 		return err
 	}
 	defer release()
+	links, err := c.linksDir(ctx)
+	if err != nil {
+		return err
+	}
 	key := linkName(want)
-	first, err := c.links.attr(ctx, key)
+	first, err := links.attr(ctx, key)
 	switch {
 	case err == nil && c.unchanged(first, want):
 		c.bytes.Add(want.size)
 	case err == nil:
 		// Or it was removed, and its number belongs to another file now.
 		c.notes.changed(path.Join(p.rel, name))
-		if err := c.links.unlink(ctx, key); err != nil {
+		if err := links.unlink(ctx, key); err != nil {
 			return err
 		}
 		fallthrough
 	case isAbsent(err):
 		temp := key + ".new"
 		if !c.isNew {
-			if err := ignoreAbsent(c.links.unlink(ctx, temp)); err != nil {
+			if err := ignoreAbsent(links.unlink(ctx, temp)); err != nil {
 				return err
 			}
 		}
-		if want, err = copyTo(c.links, temp); err != nil {
+		if want, err = copyTo(links, temp); err != nil {
 			return err
 		}
-		if err := c.links.rename(ctx, temp, c.links, key); err != nil {
+		if err := links.rename(ctx, temp, links, key); err != nil {
 			return err
 		}
 	default:
 		return err
 	}
-	err = c.links.link(ctx, key, p.dst, name)
+	err = links.link(ctx, key, p.dst, name)
 	switch {
 	case isTaken(err):
 		return nil // the name came up twice

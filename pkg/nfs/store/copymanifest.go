@@ -169,9 +169,13 @@ func (c *treeCopy) countTree(ctx context.Context, root *dir) (treeCounts, error)
 
 // linkedBytes is what the names of files count for beyond the first of each.
 func (c *treeCopy) linkedBytes(ctx context.Context) (bytes int64, err error) {
-	err = c.links.list(ctx, func(names []string) error {
+	links := c.links.Load()
+	if links == nil {
+		return 0, nil
+	}
+	err = links.list(ctx, func(names []string) error {
 		for _, name := range names {
-			a, err := c.links.attr(ctx, name)
+			a, err := links.attr(ctx, name)
 			if err != nil {
 				return err
 			}

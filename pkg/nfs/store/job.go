@@ -280,8 +280,10 @@ func (r *run) attempt(ctx context.Context) error {
 	cancel(nil)
 	keeping.Wait()
 	if err == nil {
-		// Nobody needs it any more, so that it does no harm where it stays.
-		_ = r.job.unlink(context.WithoutCancel(ctx), r.lease.name())
+		if r.job.record.Kind == snapshotJob {
+			// Nobody needs it any more, so that it does no harm where it stays.
+			_ = r.job.unlink(context.WithoutCancel(ctx), r.lease.name())
+		}
 		return nil
 	}
 	r.release(context.WithoutCancel(ctx))
