@@ -41,15 +41,7 @@ const listTree = `cd "$1" && find . -printf '%P %y %m %U:%G %n %T@ %l\n' | sort 
 func TestCopyAcrossExports(t *testing.T) {
 	ctx, b := inLab(t)
 	const copies = "/srv/copies"
-	second, err := b.StartServer(ctx, lab.ServerSpec{Name: "second", Exports: []lab.ExportSpec{{Path: copies, FS: lab.Ext4, SizeMB: 256}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := second.Kill(); err != nil {
-			t.Error(err)
-		}
-	})
+	second := b.mustStartServer(ctx, t, "second", copies)
 	source := b.mustCreate(ctx, t, "across-source", data)
 	shell(ctx, t, b.Server.Guest, `cd "$1" && mkdir -m 2751 sub && echo one >sub/file && ln sub/file linked && ln -s nowhere symlink &&
 		dd if=/dev/urandom of=sub/large bs=64k count=64 2>/dev/null && truncate -s 3000000 sparse && mkfifo fifo &&

@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/nfs-csi/nfs-csi-driver/test/lab"
 	"github.com/nfs-csi/nfs-csi-driver/test/testbed"
 )
 
@@ -33,15 +32,7 @@ func within(t *testing.T, bound time.Duration, what string, f func() error) erro
 // time; pods end, other servers' volumes work, and all heals when it is back.
 func TestDeadServer(t *testing.T) {
 	ctx, b := inLab(t)
-	dead, err := b.StartServer(ctx, lab.ServerSpec{Name: "dead", Exports: []lab.ExportSpec{{Path: data, FS: lab.Ext4, SizeMB: 256}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := dead.Kill(); err != nil {
-			t.Error(err)
-		}
-	})
+	dead := b.mustStartServer(ctx, t, "dead", data)
 	doomed, err := create(ctx, b.controller, "doomed", dead.IPv4(), data)
 	if err != nil {
 		t.Fatal(err)

@@ -156,6 +156,21 @@ func (b *bed) mustCreate(ctx context.Context, t *testing.T, name, share string, 
 	return v
 }
 
+// mustStartServer starts a server with one share, on ext4, and kills it after the test.
+func (b *bed) mustStartServer(ctx context.Context, t *testing.T, name, share string) *lab.Server {
+	t.Helper()
+	server, err := b.StartServer(ctx, lab.ServerSpec{Name: name, Exports: []lab.ExportSpec{{Path: share, FS: lab.Ext4, SizeMB: 256}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Kill(); err != nil {
+			t.Error(err)
+		}
+	})
+	return server
+}
+
 // mounted is a volume in use on a node.
 type mounted struct {
 	node            *testbed.Driver

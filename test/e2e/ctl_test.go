@@ -92,11 +92,7 @@ func (s *scene) ctlList(what string, count int) (rows []ctlRow) {
 func TestRestoreByHand(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "restore")
-	s.class("restore-archived", "  onDelete: archive\n  archiveRetention: 30d")
-	s.claim("data", "restore-archived")
-	volume := s.volume("data")
-	s.server("echo precious >" + volume + "/file")
-	s.kubectl("delete", "pvc", "data")
+	volume := s.deleted("restore-archived", "  onDelete: archive\n  archiveRetention: 30d")
 	s.gone(volume)
 
 	if found := s.ctlList("archive", 1)[0]; found.Name != volume || found.Claim.Namespace != s.name || found.Claim.Name != "data" {

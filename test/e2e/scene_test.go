@@ -158,6 +158,29 @@ func (s *scene) claim(name string, class ...string) {
 	s.apply(sceneClaim, name, append(class, s.name)[0])
 }
 
+// deleted makes a class, and a claim "data" of it with a file in its volume that holds "precious";
+// and deletes the claim.
+func (s *scene) deleted(class string, more ...string) (volume string) {
+	s.t.Helper()
+	s.class(class, more...)
+	s.claim("data", class)
+	volume = s.volume("data")
+	s.server("echo precious >" + volume + "/file")
+	s.kubectl("delete", "pvc", "data")
+	return volume
+}
+
+// trashEmptied waits until all that was deleted is unlinked.
+func (s *scene) trashEmptied() {
+	s.t.Helper()
+	s.wait("the trash to be empty", func(context.Context) error {
+		if left := s.server("find .nfs-csi/trash -mindepth 2"); left != "" {
+			return fmt.Errorf("there is %s", left)
+		}
+		return nil
+	})
+}
+
 const sceneClaim = `---
 apiVersion: v1
 kind: PersistentVolumeClaim

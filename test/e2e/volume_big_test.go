@@ -125,11 +125,6 @@ func TestDeleteManyFiles(t *testing.T) {
 	_, err := s.ctl("purge")
 	s.must(err)
 	report(t, "purged", time.Since(began))
-	s.wait("the trash to be empty", func(context.Context) error {
-		if left := s.server("find .nfs-csi/trash -mindepth 2"); left != "" {
-			return fmt.Errorf("there is %s", left)
-		}
-		return nil
-	})
+	s.trashEmptied()
 	s.left()
 }

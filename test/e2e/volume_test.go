@@ -101,12 +101,7 @@ func TestReclaimDelete(t *testing.T) {
 	s.server("mkdir -p " + volume + "/a/b && touch " + volume + "/a/b/file && ln -s /srv " + volume + "/link")
 	s.kubectl("delete", "pvc", "data")
 	s.gone(volume)
-	s.wait("the trash to be empty", func(context.Context) error {
-		if left := s.server("find .nfs-csi/trash -mindepth 2"); left != "" {
-			return fmt.Errorf("there is %s", left)
-		}
-		return nil
-	})
+	s.trashEmptied()
 	s.left()
 }
 
@@ -114,11 +109,7 @@ func TestReclaimDelete(t *testing.T) {
 func TestReclaimRetain(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "reclaim-retain")
-	s.class("reclaim-retained", "reclaimPolicy: Retain")
-	s.claim("data", "reclaim-retained")
-	volume := s.volume("data")
-	s.server("echo precious >" + volume + "/file")
-	s.kubectl("delete", "pvc", "data")
+	volume := s.deleted("reclaim-retained", "reclaimPolicy: Retain")
 	s.wait("the volume to be released", func(ctx context.Context) error {
 		phase, err := s.c.Kubectl(ctx, "get", "pv", volume, "-o", "jsonpath={.status.phase}")
 		if err == nil && phase != "Released" {
@@ -145,11 +136,7 @@ func TestReclaimRetain(t *testing.T) {
 func TestOnDeleteRetain(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "on-delete-retain")
-	s.class("kept", "  onDelete: retain")
-	s.claim("data", "kept")
-	volume := s.volume("data")
-	s.server("echo precious >" + volume + "/file")
-	s.kubectl("delete", "pvc", "data")
+	volume := s.deleted("kept", "  onDelete: retain")
 	s.gone(volume)
 	s.left(volume)
 	if got := s.server("cat " + volume + "/file && rm -r " + volume); got != "precious" {
@@ -161,11 +148,7 @@ func TestOnDeleteRetain(t *testing.T) {
 func TestOnDeleteArchive(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "on-delete-archive")
-	s.class("archived", "  onDelete: archive")
-	s.claim("data", "archived")
-	volume := s.volume("data")
-	s.server("echo precious >" + volume + "/file")
-	s.kubectl("delete", "pvc", "data")
+	volume := s.deleted("archived", "  onDelete: archive")
 	s.gone(volume)
 	left := s.stored()
 	if len(left.directories) != 1 || !strings.HasPrefix(left.directories[0], "archived-"+volume+"-") || len(left.records)+len(left.claims) > 0 {
