@@ -303,6 +303,7 @@ func TestKillExpire(t *testing.T) {
 	killEach(t, 15, func(t *testing.T) job {
 		d := populated(t)
 		archive(t, openStore(t, d), d, archivedSpec("pvc-1", dir, time.Hour))
+		waitPurged(t, d) // Until its delete has ended, the record may be written again.
 		for _, file := range archiveFiles(t, d) {
 			age(t, file, 2*time.Hour, 2*time.Hour)
 		}
@@ -327,6 +328,7 @@ func TestExpireInManyProcesses(t *testing.T) {
 		archive(t, s, d, archivedSpec(fmt.Sprintf("v%d", n), fmt.Sprintf("ns/v%d", n), time.Hour))
 		archive(t, s, d, archivedSpec(fmt.Sprintf("kept%d", n), fmt.Sprintf("ns/kept%d", n), 0))
 	}
+	waitPurged(t, d)
 	for _, file := range archiveFiles(t, d) {
 		age(t, file, 2*time.Hour, 2*time.Hour)
 	}
