@@ -128,6 +128,15 @@ func onCluster(t *testing.T) (context.Context, *cluster.Cluster) {
 	if err := ctx.Err(); err != nil {
 		t.Fatal("the run was interrupted:", err)
 	}
+	guests := []*lab.Guest{shared.Server().Guest}
+	for _, n := range shared.Nodes() {
+		guests = append(guests, n.Guest)
+	}
+	for _, g := range guests {
+		if !g.Running() {
+			t.Fatalf("nothing can be shown without guest %s, which has ended", g.Name())
+		}
+	}
 	return ctx, shared.Cluster
 }
 

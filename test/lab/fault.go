@@ -36,9 +36,13 @@ func (g *Guest) setFrozen(order string, frozen bool) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", order, err)
 	}
+	if frozen {
+		v.frozen.Store(true)
+	}
 	if err := v.order(order); err != nil {
 		return fmt.Errorf("guest %s: %w", g.name, err)
 	}
+	v.frozen.Store(frozen)
 	g.mu.Lock()
 	g.frozen = frozen
 	g.mu.Unlock()

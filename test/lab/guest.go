@@ -162,6 +162,11 @@ func (g *Guest) tryBoot(ctx context.Context) error {
 	if err := writeJSON(configPath, config); err != nil {
 		return err
 	}
+	// What the last run left there would look like a kernel that runs: each is process 1 of its own.
+	console := filepath.Join(g.lab.dir, g.name)
+	if err := os.RemoveAll(console); err != nil {
+		return fmt.Errorf("remove the last run's console: %w", err)
+	}
 	memory := spec.MemoryMB
 	if memory == 0 {
 		memory = 1024
@@ -188,6 +193,7 @@ func (g *Guest) tryBoot(ctx context.Context) error {
 	v, err := startVM(vmOptions{
 		name: g.name, agent: g.lab.agent, kernel: g.lab.kernel, netns: g.lab.net.path(), log: g.logPath(), args: args,
 		writable: writable, cpu: g.index % runtime.NumCPU(),
+		console: filepath.Join(console, "mconsole"), watchdog: g.lab.watchdog, printf: g.lab.log.printf,
 	})
 	if err == nil {
 		g.vm, g.hosts, g.frozen = v, hosts, false

@@ -34,6 +34,8 @@ type Lab struct {
 	net    *network
 	pulse  *pulse
 
+	watchdog watchdog // of the guests that are started from now on
+
 	mu     sync.Mutex
 	guests map[string]*Guest
 	closed bool
@@ -50,7 +52,7 @@ func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 	if o.Log == nil {
 		o.Log = os.Stderr
 	}
-	l := &Lab{log: &logger{w: o.Log}, guests: make(map[string]*Guest)}
+	l := &Lab{log: &logger{w: o.Log}, guests: make(map[string]*Guest), watchdog: defaultWatchdog}
 	if err := prepare(ctx, l.log, o.Tools); err != nil {
 		return nil, err
 	}

@@ -111,6 +111,7 @@ func TestLab(t *testing.T) {
 		t.Run("mounts", func(t *testing.T) { testMounts(t, x) })
 		t.Run("faults", func(t *testing.T) { testFaults(t, x) })
 		t.Run("shutdown", func(t *testing.T) { testShutdown(t, x) })
+		t.Run("watchdog", func(t *testing.T) { testWatchdog(t, x.lab) })
 	})
 }
 
@@ -418,5 +419,49 @@ func testShutdown(t *testing.T, x *trio) {
 	}
 	if got := sh(t, x.server.Guest, "cat /export/ext4/flushed"); got != "flushed" {
 		t.Errorf("the disk has %q", got)
+	}
+}
+
+// testWatchdog: a guest that stands still is ended, and what waits for it hears why.
+func testWatchdog(t *testing.T, l *Lab) {
+	l.watchdog = watchdog{interval: 100 * time.Millisecond, kick: 10, reset: 30}
+	hung := filepath.Join(t.TempDir(), "hung")
+	t.Setenv(hungVariable, hung)
+	for _, tt := range []struct {
+		name string
+		stop func(g *Guest) error
+		want string
+	}{
+		{"kernel", func(g *Guest) error { return syscall.Kill(g.vm.kernelPID, syscall.SIGSTOP) }, "its kernel does not answer"},
+		{"agent", func(g *Guest) error {
+			// The agent is the parent of all commands; its answer about this one cannot come.
+			_, err := g.Start(t.Context(), Cmd{Args: []string{"sh", "-c", "kill -STOP $PPID"}})
+			return err
+		}, "its kernel answers"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g, err := l.StartGuest(t.Context(), GuestSpec{Name: "still"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.stop(g); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			err = g.Run(ctx, Cmd{Args: []string{"sleep", "1000"}})
+			if !errors.Is(err, errHung) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want one that says it hung, and %q", err, tt.want)
+			}
+			if g.Running() {
+				t.Error("it runs still")
+			}
+			if said, err := os.ReadFile(hung); err != nil || !strings.Contains(string(said), tt.want) {
+				t.Errorf("%s says %q (%v), want %q", hungVariable, said, err, tt.want)
+			}
+			if err := os.Remove(hung); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

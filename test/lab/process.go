@@ -131,7 +131,7 @@ func (p *Process) pump(stdout, stderr io.Writer) {
 	for {
 		f, ok := p.frames.Get()
 		if !ok {
-			p.err = p.wrap(errGone)
+			p.err = p.wrap(p.vm.why())
 			return
 		}
 		switch f.Kind {
@@ -224,7 +224,7 @@ func (p *Process) finish(ctx context.Context) error {
 	case <-p.done:
 		return p.wrap(ctx.Err())
 	case <-time.After(5 * time.Second):
-		return p.wrap(fmt.Errorf("%w; killed, but it has not ended", ctx.Err()))
+		return p.wrap(fmt.Errorf("%w; killed, but it has not ended: %s", ctx.Err(), p.vm.blocked()))
 	}
 }
 

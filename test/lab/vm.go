@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,10 +32,19 @@ type vm struct {
 	kernelPID  int
 	supervisor *exec.Cmd
 	serial     net.Conn // to the agent in the guest
+	log        string   // path of the guest's log
 	out        *wire.Queue[*wire.Frame]
 	window     *wire.WindowWriter // writes what is in out
 	hello      chan struct{}      // closed when the agent answers
 	gone       chan struct{}
+
+	printf   func(format string, args ...any)
+	watchdog watchdog
+	heard    atomic.Bool // a frame has come since the watchdog looked
+	frozen   atomic.Bool
+
+	consoleMu   sync.Mutex
+	consolePath string // of the kernel's management console
 
 	controlMu sync.Mutex
 	control   net.Conn // to the supervisor
@@ -43,6 +54,7 @@ type vm struct {
 	processes map[uint32]*Process
 	lastID    uint32
 	ended     bool
+	cause     error // why the lab ended it, if not because it was told to
 	exitErr   error // set before gone is closed
 }
 
@@ -55,6 +67,9 @@ type vmOptions struct {
 	args     []string // for the kernel
 	writable []string // host directories that the kernel may write
 	cpu      int      // the only one that the guest runs on
+	console  string   // where the kernel makes the socket of its management console
+	watchdog watchdog
+	printf   func(format string, args ...any)
 }
 
 // startVM starts a guest's kernel under its supervisor.
@@ -83,8 +98,9 @@ func startVM(o vmOptions) (*vm, error) {
 	defer netns.Close()
 
 	v := &vm{
-		name: o.name, out: wire.NewQueue[*wire.Frame](), processes: make(map[uint32]*Process),
+		name: o.name, log: o.log, out: wire.NewQueue[*wire.Frame](), processes: make(map[uint32]*Process),
 		hello: make(chan struct{}), gone: make(chan struct{}),
+		printf: o.printf, watchdog: o.watchdog, consolePath: o.console,
 	}
 	var theirSerial, theirControl *os.File
 	if v.serial, theirSerial, err = socketPair("serial"); err != nil {
@@ -126,7 +142,10 @@ func (v *vm) run() {
 	var wg sync.WaitGroup
 	wg.Go(v.read)
 	wg.Go(v.write)
+	ctx, cancel := context.WithCancel(context.Background())
+	wg.Go(func() { v.watch(ctx) })
 	err := v.supervisor.Wait()
+	cancel()
 	v.serial.Close()
 	v.control.Close()
 	v.out.Close()
@@ -201,11 +220,17 @@ func (v *vm) read() {
 	for {
 		f, err := dec.Decode()
 		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ECONNRESET) {
+				v.end(fmt.Errorf("%w: nothing that it says can be understood: %w", errGone, err))
+			}
 			return // the guest has ended or is about to
 		}
+		v.heard.Store(true)
 		switch f.Kind {
 		case wire.Hello:
 			close(v.hello)
+			continue
+		case wire.Pong:
 			continue
 		case wire.Ack:
 			v.window.Acknowledge(f.Num)

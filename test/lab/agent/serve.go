@@ -52,6 +52,10 @@ func serve(line string) error {
 }
 
 func (a *agent) handle(f *wire.Frame) {
+	if f.Kind == wire.Ping {
+		a.send(&wire.Frame{Kind: wire.Pong})
+		return
+	}
 	if f.Kind == wire.Start {
 		j := newJob(a, f.ID, f.Command)
 		a.mu.Lock()

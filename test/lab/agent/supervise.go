@@ -77,6 +77,8 @@ func (s *supervisor) obey(control *os.File) {
 			err = s.freeze()
 		case "thaw":
 			err = s.thaw()
+		case "kick":
+			err = s.kick()
 		default:
 			err = fmt.Errorf("unknown command %q", lines.Text())
 		}
@@ -134,6 +136,12 @@ func (s *supervisor) thaw() error {
 		}
 	}
 	return nil
+}
+
+// kick sends the guest's kernel the signals that are its interrupts, of devices and of the timer, in
+// case it has missed one. One too many is no harm.
+func (s *supervisor) kick() error {
+	return errors.Join(unix.Kill(s.session, unix.SIGIO), unix.Kill(s.session, unix.SIGALRM))
 }
 
 type process struct {

@@ -12,7 +12,7 @@ import (
 // Kind says what a frame means.
 type Kind uint8
 
-// Frame kinds. Start, Stdin, StdinEOF and Signal go to the guest; the others come from it.
+// Frame kinds. Start, Stdin, StdinEOF, Signal and Ping go to the guest; the others come from it.
 const (
 	Hello    Kind = iota + 1 // the agent is ready; ID is 0
 	Start                    // start a command under ID
@@ -23,6 +23,8 @@ const (
 	Stderr                   // Data that the command wrote
 	Exit                     // the command ended; the last frame of this ID
 	Ack                      // the agent has read Num bytes more of the line; ID is 0
+	Ping                     // answer with Pong; ID is 0
+	Pong                     // the agent is well; ID is 0
 )
 
 // Frame is one message.
