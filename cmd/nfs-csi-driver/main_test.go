@@ -88,7 +88,7 @@ func TestCommandLine(t *testing.T) {
 		{"ctl with a bad output", "ctl volumes -o yaml", nil, 2, `--output "yaml" is none of table, wide, json`},
 		{"ctl with an argument", "ctl trash now", nil, 2, `unexpected argument "now"`},
 		{"ctl without a controller", "ctl orphans --socket=/nonexistent", nil, 1, "no controller answers"},
-		{"ctl without an export", "ctl volumes --path=/nonexistent", nil, 1, "--path"},
+		{"ctl without an export", "ctl volumes --path=/nonexistent", nil, 1, "--path: stat /nonexistent: no such file or directory"},
 		{"adopt nothing", "ctl adopt --name=x", nil, 2, "it takes one argument, and 0 are given"},
 		{"restore without a name", "ctl restore x", nil, 2, "--name is missing"},
 		{"adopt without a name", "ctl adopt a/b", nil, 2, "--name is missing"},

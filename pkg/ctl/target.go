@@ -146,6 +146,9 @@ func checkRoot(o Options) error {
 	if o.Path == "" {
 		return nil
 	}
+	if _, err := os.Stat(o.Path); err != nil {
+		return fmt.Errorf("--path: %w", err)
+	}
 	if _, err := os.Lstat(filepath.Join(o.Path, ".nfs-csi")); errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("--path %s: there is no directory .nfs-csi in it: it is not the root of the share, or no volume was ever made there", o.Path)
 	}

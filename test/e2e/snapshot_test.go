@@ -125,7 +125,7 @@ func TestClone(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "clone")
 	elsewhere := path.Join(quickShare, s.name)
-	onServer(s.ctx, t, s.c, "mkdir "+elsewhere)
+	onServer(s.ctx, t, s.c, "mkdir -p "+elsewhere)
 	s.apply("{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {name: clone-elsewhere, labels: {scene: %s}}, provisioner: %s, parameters: {server: %q, share: %s}}",
 		s.name, s.driver, s.c.Server().IPv4(), elsewhere)
 	s.claim("data")

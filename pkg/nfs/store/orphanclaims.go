@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
@@ -104,11 +106,14 @@ func (s *search) brokenClaim(ctx context.Context, id, dir string) (problem strin
 	if err != nil || r == nil || r.Dir != dir {
 		return "", err
 	}
+	claim := path.Join(s.l.dirs.path, claimName(dir))
 	text, err := s.l.claimant(ctx, dir)
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Sprintf("the claim of the directory %q is no symbolic link: replace %s by one with the text %q", dir, claim, r.claim()), nil
+	}
 	if err != nil {
 		return "", err
 	}
-	claim := path.Join(s.l.dirs.path, claimName(dir))
 	switch {
 	case text == "":
 		return fmt.Sprintf("the claim of the directory %q is missing: make the symbolic link %s with the text %q", dir, claim, r.claim()), nil
@@ -169,8 +174,14 @@ func (s *search) leftClaims(ctx context.Context) error {
 			continue
 		}
 		text, err := s.l.dirs.readlink(ctx, name)
-		if isAbsent(err) {
+		switch {
+		case isAbsent(err):
 			continue
+		case errors.Is(err, unix.EINVAL):
+			s.add(nfs.ItemClaim, path.Join(s.l.dirs.path, name), "it is no symbolic link, so it was not put there by this driver: remove it")
+			continue
+		case err != nil:
+			return err
 		}
 		problem, err := s.unfinished(ctx, name, text)
 		if err != nil {

@@ -56,6 +56,19 @@ func TestOrphanClaims(t *testing.T) {
 			},
 			want: []string{`record .nfs-csi/volumes/alone.json: the directory "alone" is claimed by "other-1"`},
 		},
+		"a file instead of a claim": {
+			spoil: func(t *testing.T, e export) {
+				p := filepath.Join(e.dir, ownDir, "dirs", claimName("alone"))
+				removeAll(t, p)
+				mustWrite(t, p, "")
+			},
+			want: []string{`record .nfs-csi/volumes/alone.json: the claim of the directory "alone" is no symbolic link: replace .nfs-csi/dirs/` + claimName("alone") + ` by one with the text "alone-`},
+		},
+		"a file among the claims": {
+			spoil: func(t *testing.T, e export) { mustWrite(t, filepath.Join(e.dir, ownDir, "dirs/note"), "") },
+			want:  []string{"claim .nfs-csi/dirs/note: it is no symbolic link, so it was not put there by this driver: remove it"},
+			mend:  func(t *testing.T, e export) { removeAll(t, filepath.Join(e.dir, ownDir, "dirs/note")) },
+		},
 		"no reference": {
 			spoil: func(t *testing.T, e export) { removeAll(t, filepath.Join(e.dir, sharedDir, e.group, e.key)) },
 			want:  []string{`record .nfs-csi/volumes/one.json: nothing keeps the shared directory "team/data" for the volume: make the symbolic link .nfs-csi/shared/GROUP/KEY with the text "team/data"`},
