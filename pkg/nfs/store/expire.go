@@ -219,17 +219,14 @@ func (p *purger) expireArchive(ctx context.Context, l *layout, key string) (due 
 	}
 	wait, err := p.byServer(ctx, l, own, name, a)
 	if err != nil || wait > 0 {
-		return time.Now().Add(wait), err
+		return time.Now().Add(wait), l.unlessSlotGone(ctx, own, err)
 	}
 	e := p.begin(a.Volume.ID, a.Volume.Created)
 	defer p.release(e)
 	e.expired = a.Target
 	if err := l.archive.rename(ctx, name, own, e.name+recordSuffix); err != nil {
 		p.forget(e)
-		if errors.Is(l.checkSlot(ctx, own), nfs.ErrStale) { // taken over, so at once with another
-			return time.Now(), nil
-		}
-		return due, err
+		return time.Now(), l.unlessSlotGone(ctx, own, err)
 	}
 	p.archives.mu.Lock()
 	p.archives.expired++
@@ -241,6 +238,15 @@ func (p *purger) expireArchive(ctx context.Context, l *layout, key string) (due 
 		e.slot, e.place = path.Base(own.path), place
 	}
 	return due, opError("expire", path.Join(l.archive.path, name), unix.ENOENT)
+}
+
+// unlessSlotGone returns an error that has another reason than that another process
+// has removed the store's slot, and nil for that one: the next slot will do.
+func (l *layout) unlessSlotGone(ctx context.Context, own *dir, err error) error {
+	if err != nil && errors.Is(l.checkSlot(ctx, own), nfs.ErrStale) {
+		return nil
+	}
+	return err
 }
 
 // byServer says how long the archive still has by the server's clock, which has

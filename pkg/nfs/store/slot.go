@@ -17,25 +17,35 @@ import (
 
 const slotTime = "20060102T150405Z"
 
+// slotAttempts is how often a slot is made anew that another process removes
+// before it is opened, as it may what is empty.
+const slotAttempts = 5
+
 // slot returns this store's own directory in the trash, and makes it if it has
 // none.
 func (l *layout) slot(ctx context.Context) (*dir, error) {
 	if own := l.own.Load(); own != nil {
 		return own, nil
 	}
-	name := time.Now().UTC().Format(slotTime) + "." + randomName()
-	if err := l.trash.mkdir(ctx, name, 0o700); err != nil {
-		return nil, err
+	for range slotAttempts {
+		name := time.Now().UTC().Format(slotTime) + "." + randomName()
+		if err := l.trash.mkdir(ctx, name, 0o700); err != nil {
+			return nil, err
+		}
+		own, err := l.trash.openDir(ctx, name)
+		if isAbsent(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		own.kept = true
+		if !l.own.CompareAndSwap(nil, own) { // another goroutine was faster
+			return l.own.Load(), errors.Join(l.trash.rmdir(ctx, name), own.f.Close())
+		}
+		return own, nil
 	}
-	own, err := l.trash.openDir(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	own.kept = true
-	if !l.own.CompareAndSwap(nil, own) { // another goroutine was faster
-		return l.own.Load(), errors.Join(l.trash.rmdir(ctx, name), own.f.Close())
-	}
-	return own, nil
+	return nil, fmt.Errorf("%w: whatever is made in %q is removed at once", nfs.ErrBusy, l.trash.path)
 }
 
 // checkSlot fails with ErrStale when another process has removed this store's slot, as

@@ -315,3 +315,80 @@ func writeRecord(t *testing.T, d string, spec nfs.VolumeSpec, made time.Time) {
 	}
 	mustWrite(t, filepath.Join(d, ownDir, "volumes", spec.Name+recordSuffix), string(data))
 }
+
+// removeSlots removes all slots that are empty, as another process may, before the
+// n-th file operation of a store, and says whether that came.
+func removeSlots(t *testing.T, dir string, n int, removed *atomic.Bool) func(*Options) {
+	var ops atomic.Int64
+	return func(o *Options) {
+		o.hook = func(context.Context, string, string) error {
+			if ops.Add(1) != int64(n) {
+				return nil
+			}
+			removed.Store(true)
+			slots, err := filepath.Glob(filepath.Join(dir, ownDir, "trash/*"))
+			for _, s := range slots {
+				if rerr := os.Remove(s); !errors.Is(rerr, unix.ENOTEMPTY) {
+					err = errors.Join(err, rerr)
+				}
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			return nil
+		}
+	}
+}
+
+// An archive expires, and soon, when the store's slot goes at any time.
+func TestExpireWithoutSlot(t *testing.T) {
+	t.Parallel()
+	eachOperation(t, func(t *testing.T, n int) bool {
+		d := memDir(t)
+		archive(t, openStore(t, d), d, archivedSpec("v", "team/v", time.Hour))
+		waitPurged(t, d)
+		for _, file := range archiveFiles(t, d) {
+			age(t, file, 2*time.Hour, 2*time.Hour)
+		}
+		var removed atomic.Bool
+		openStore(t, d, removeSlots(t, d, n, &removed))
+		waitFor(t, "the archive to go", func() (bool, string) {
+			left, _ := filepath.Glob(d + "/team/archived-*")
+			left = append(append(left, archiveFiles(t, d)...), inTrash(t, d)...)
+			return len(left) == 0, fmt.Sprint(left)
+		})
+		return removed.Load()
+	})
+}
+
+// A volume is deleted when the store's slot goes at any time.
+func TestDeleteWithoutSlot(t *testing.T) {
+	t.Parallel()
+	for name, spec := range map[string]nfs.VolumeSpec{
+		"delete":  volumeSpec("v", "team/v"),
+		"archive": archivedSpec("v", "team/v", time.Hour),
+		"shared":  with(volumeSpec("v", "team/v"), func(s *nfs.VolumeSpec) { s.Shared = true }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachOperation(t, func(t *testing.T, n int) bool {
+				d := memDir(t)
+				create(t, openStore(t, d, passive), spec)
+				mustWrite(t, d+"/team/v/file", "x")
+				var removed atomic.Bool
+				s := openStore(t, d, removeSlots(t, d, n, &removed))
+				if err := untilSettled(t, func() error { return s.DeleteVolume(t.Context(), "v", "") }); err != nil {
+					t.Error(err)
+				}
+				waitPurged(t, d)
+				if exists(d+"/team/v") || exists(d+"/.nfs-csi/volumes/v.json") {
+					t.Error("the delete has succeeded, and the volume is there")
+				}
+				if files := archiveFiles(t, d); (len(files) == 1) != (spec.OnDelete == nfs.Archive) {
+					t.Errorf("archives: %v", files)
+				}
+				consistent(t, d)
+				return removed.Load()
+			})
+		})
+	}
+}
