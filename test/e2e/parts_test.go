@@ -120,8 +120,12 @@ func (s *scene) kill(p part) {
 	killed, err := s.c.Node(p.Spec.NodeName).Output(s.ctx, "sh", "-c", `
 		for f in $(grep -l "pod$0" /proc/[0-9]*/cgroup); do
 			pid=${f#/proc/} pid=${pid%/cgroup}
-			name=$(cat /proc/$pid/comm) && [ "$name" != pause ] && kill -9 $pid && echo $name
-		done; true`, p.Metadata.UID)
+			# A sidecar ends by itself when it has lost its driver.
+			name=$(cat /proc/$pid/comm 2>/dev/null) || name=ended
+			[ "$name" = pause ] && continue
+			kill -9 $pid 2>/dev/null
+			echo $name
+		done`, p.Metadata.UID)
 	s.must(err)
 	if names := strings.Fields(killed); len(names) < len(p.Status.ContainerStatuses) {
 		s.t.Fatalf("killed only %v of pod %s", names, p.Metadata.Name)
