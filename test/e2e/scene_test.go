@@ -170,12 +170,14 @@ func (s *scene) deleted(class string, more ...string) (volume string) {
 	return volume
 }
 
+// listTrash lists what waits to be unlinked; what goes while it looks is no error.
+const listTrash = "cd .nfs-csi/trash && { find . -mindepth 2 2>/dev/null; true; }"
+
 // trashEmptied waits until all that was deleted is unlinked.
 func (s *scene) trashEmptied() {
 	s.t.Helper()
 	s.wait("the trash to be empty", func(context.Context) error {
-		// What goes while find looks is no error.
-		if left := s.server("cd .nfs-csi/trash && { find . -mindepth 2 2>/dev/null; true; }"); left != "" {
+		if left := s.server(listTrash); left != "" {
 			return fmt.Errorf("there is %s", left)
 		}
 		return nil

@@ -37,7 +37,7 @@ func TestSharedDirectory(t *testing.T) {
 	s.kubectl("delete", "pvc", "two")
 	s.gone(two)
 	s.wait("the directory to be unlinked", func(context.Context) error {
-		if left := s.server("ls; ls .nfs-csi/shared; find .nfs-csi/trash -mindepth 2"); left != "" {
+		if left := s.server("ls; ls .nfs-csi/shared; " + listTrash); left != "" {
 			return fmt.Errorf("there is %s", left)
 		}
 		return nil

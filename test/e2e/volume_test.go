@@ -201,7 +201,7 @@ func TestArchiveRetentionAndTakeBack(t *testing.T) {
 	s.kubectl("delete", "pvc", "back")
 	s.gone(taken)
 	s.wait("the archive to expire", func(context.Context) error {
-		if left := s.server("ls; ls .nfs-csi/archive; find .nfs-csi/trash -mindepth 2"); left != "" {
+		if left := s.server("ls; ls .nfs-csi/archive; " + listTrash); left != "" {
 			return fmt.Errorf("there is %s", left)
 		}
 		return nil
