@@ -33,6 +33,8 @@ type GuestSpec struct {
 	HostMounts []HostMount
 	// KernelArgs are added to the kernel's command line.
 	KernelArgs []string
+
+	serves bool // and mounts nothing of other machines
 }
 
 // HostMount shows a host directory in a guest.
@@ -193,7 +195,7 @@ func (g *Guest) tryBoot(ctx context.Context) error {
 	v, err := startVM(vmOptions{
 		name: g.name, agent: g.lab.agent, kernel: g.lab.kernel, netns: g.lab.net.path(), log: g.logPath(), args: args,
 		writable: writable, cpu: g.index % runtime.NumCPU(),
-		console: filepath.Join(console, "mconsole"), watchdog: g.lab.watchdog, printf: g.lab.log.printf,
+		console: filepath.Join(console, "mconsole"), watchdog: g.lab.watchdog, alone: spec.serves, printf: g.lab.log.printf,
 	})
 	if err == nil {
 		g.vm, g.hosts, g.frozen = v, hosts, false

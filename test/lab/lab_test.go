@@ -424,9 +424,35 @@ func testShutdown(t *testing.T, x *trio) {
 
 // testWatchdog: a guest that stands still is ended, and what waits for it hears why.
 func testWatchdog(t *testing.T, l *Lab) {
-	l.watchdog = watchdog{interval: 100 * time.Millisecond, kick: 10, reset: 30}
+	l.watchdog = watchdog{interval: 100 * time.Millisecond, kick: 10, reset: 30, death: 300 * time.Millisecond}
 	hung := filepath.Join(t.TempDir(), "hung")
 	t.Setenv(hungVariable, hung)
+	mustHang := func(t *testing.T, g *Guest, err error, want string) {
+		t.Helper()
+		if !errors.Is(err, errHung) || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one that says it hung, and %q", err, want)
+		}
+		if g.Running() {
+			t.Error("it runs still")
+		}
+		if said, err := os.ReadFile(hung); err != nil || !strings.Contains(string(said), want) {
+			t.Errorf("%s says %q (%v), want %q", hungVariable, said, err, want)
+		}
+		if err := os.Remove(hung); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Run("file system", func(t *testing.T) {
+		s, err := l.StartServer(t.Context(), ServerSpec{Name: "stuck", Exports: []ExportSpec{{Path: "/export/ext4", FS: Ext4}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sh(t, s.Guest, "fsfreeze -f /export/ext4")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err = s.Run(ctx, Cmd{Args: []string{"touch", "/export/ext4/file"}})
+		mustHang(t, s.Guest, err, "task:touch")
+	})
 	for _, tt := range []struct {
 		name string
 		stop func(g *Guest) error
@@ -450,18 +476,7 @@ func testWatchdog(t *testing.T, l *Lab) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			err = g.Run(ctx, Cmd{Args: []string{"sleep", "1000"}})
-			if !errors.Is(err, errHung) || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("error %v, want one that says it hung, and %q", err, tt.want)
-			}
-			if g.Running() {
-				t.Error("it runs still")
-			}
-			if said, err := os.ReadFile(hung); err != nil || !strings.Contains(string(said), tt.want) {
-				t.Errorf("%s says %q (%v), want %q", hungVariable, said, err, tt.want)
-			}
-			if err := os.Remove(hung); err != nil {
-				t.Error(err)
-			}
+			mustHang(t, g, err, tt.want)
 		})
 	}
 }

@@ -223,8 +223,8 @@ func (p *Process) finish(ctx context.Context) error {
 	select {
 	case <-p.done:
 		return p.wrap(ctx.Err())
-	case <-time.After(5 * time.Second):
-		return p.wrap(fmt.Errorf("%w; killed, but it has not ended: %s", ctx.Err(), p.vm.blocked()))
+	case <-time.After(p.vm.watchdog.death):
+		return p.wrap(fmt.Errorf("%w; %w", ctx.Err(), p.vm.hangs(p)))
 	}
 }
 

@@ -55,7 +55,7 @@ func (l *Lab) StartServer(ctx context.Context, spec ServerSpec) (*Server, error)
 	if config.GraceSeconds == 0 {
 		config.GraceSeconds = 10
 	}
-	guest := GuestSpec{Name: spec.Name, MemoryMB: spec.MemoryMB, HostMounts: spec.HostMounts}
+	guest := GuestSpec{Name: spec.Name, MemoryMB: spec.MemoryMB, HostMounts: spec.HostMounts, serves: true}
 	for _, e := range spec.Exports {
 		if !filepath.IsAbs(e.Path) {
 			return nil, fmt.Errorf("server %s: export path %q is not absolute", spec.Name, e.Path)

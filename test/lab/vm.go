@@ -42,9 +42,11 @@ type vm struct {
 	watchdog watchdog
 	heard    atomic.Bool // a frame has come since the watchdog looked
 	frozen   atomic.Bool
+	alone    bool // nothing in it waits for another machine
 
 	consoleMu   sync.Mutex
 	consolePath string // of the kernel's management console
+	netns       string // path of the lab's network namespace
 
 	controlMu sync.Mutex
 	control   net.Conn // to the supervisor
@@ -69,6 +71,7 @@ type vmOptions struct {
 	cpu      int      // the only one that the guest runs on
 	console  string   // where the kernel makes the socket of its management console
 	watchdog watchdog
+	alone    bool // nothing in it waits for another machine
 	printf   func(format string, args ...any)
 }
 
@@ -100,7 +103,7 @@ func startVM(o vmOptions) (*vm, error) {
 	v := &vm{
 		name: o.name, log: o.log, out: wire.NewQueue[*wire.Frame](), processes: make(map[uint32]*Process),
 		hello: make(chan struct{}), gone: make(chan struct{}),
-		printf: o.printf, watchdog: o.watchdog, consolePath: o.console,
+		printf: o.printf, watchdog: o.watchdog, alone: o.alone, consolePath: o.console, netns: o.netns,
 	}
 	var theirSerial, theirControl *os.File
 	if v.serial, theirSerial, err = socketPair("serial"); err != nil {

@@ -9,9 +9,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nfs-csi/nfs-csi-driver/test/lab/internal/wire"
 )
@@ -25,10 +26,12 @@ type watchdog struct {
 	interval time.Duration
 	kick     int // looks without an answer until it gets a signal
 	reset    int // looks without an answer until it is ended
+	// death is how long a process may take to end that was killed.
+	death time.Duration
 }
 
 // defaultWatchdog is patient with a guest that shares two processors with a cluster.
-var defaultWatchdog = watchdog{interval: 5 * time.Second, kick: 4, reset: 18}
+var defaultWatchdog = watchdog{interval: 5 * time.Second, kick: 4, reset: 18, death: 5 * time.Second}
 
 // watch does what a machine's watchdog does. User Mode Linux has been seen to stand still for
 // good, on rare occasions, and without a watchdog all commands for that guest then take all the time that
@@ -46,6 +49,9 @@ func (v *vm) watch(ctx context.Context) {
 		if !v.ready() {
 			continue
 		}
+		if errors.Is(v.why(), errHung) { // it is being ended
+			return
+		}
 		if v.heard.Swap(false) || v.frozen.Load() {
 			if silent >= v.watchdog.kick {
 				v.printf("guest %s: answers again", v.name)
@@ -58,11 +64,11 @@ func (v *vm) watch(ctx context.Context) {
 		waited := time.Duration(silent) * v.watchdog.interval
 		switch silent {
 		case v.watchdog.kick:
-			report := v.diagnose()
+			report := v.diagnose("sysrq 5")
 			err := v.order("kick")
 			v.printf("guest %s: no answer for %v; it was sent a signal (error: %v)\n%s", v.name, waited, err, report)
 		case v.watchdog.reset:
-			v.reset(waited)
+			v.reset(fmt.Sprintf("no answer for %v", waited))
 			return
 		}
 	}
@@ -72,8 +78,8 @@ func (v *vm) watch(ctx context.Context) {
 const hungVariable = "LAB_HUNG"
 
 // reset ends a guest that stands still.
-func (v *vm) reset(waited time.Duration) {
-	report := fmt.Sprintf("no answer for %v\n%s", waited, v.diagnose("sysrq t"))
+func (v *vm) reset(reason string) {
+	report := reason + "\n" + v.diagnose("sysrq t")
 	v.printf("guest %s: %v: %s", v.name, errHung, report)
 	if path := os.Getenv(hungVariable); path != "" {
 		if err := os.WriteFile(path, fmt.Appendf(nil, "guest %s: %v: %s\n", v.name, errHung, report), 0o644); err != nil {
@@ -103,15 +109,32 @@ func (v *vm) why() error {
 	return errGone
 }
 
+// hangs handles a command that was killed and has not ended. In a guest that waits for no other
+// machine, that is its kernel's fault.
+func (v *vm) hangs(p *Process) error {
+	if !v.alone || v.frozen.Load() {
+		return fmt.Errorf("killed, but it has not ended: %s", v.blocked())
+	}
+	select {
+	case <-p.done:
+		return errors.New("killed, and slow to end")
+	case <-time.After(6 * v.watchdog.death):
+	}
+	v.reset(fmt.Sprintf("%q was killed and has not ended after %v", p.args, 7*v.watchdog.death))
+	<-v.gone
+	return v.why()
+}
+
 // maxReport bounds what an error says of a guest that stands still; its log has all.
 const maxReport = 6 << 10
 
-// diagnose says what the guest's kernel does, and writes that and more to the guest's log.
-func (v *vm) diagnose(more ...string) string {
+// diagnose says what the guest's kernel does, and writes that and more to the guest's log. The
+// last command is for it alone: what a guest that goes on needs, or one that does not has left to say.
+func (v *vm) diagnose(last string) string {
 	state := fmt.Sprintf("its kernel's process: %s\n", processState(v.kernelPID))
 	report, whole := state, state
 	// 9 shows all, 5 is what the guest was started with.
-	for _, command := range slices.Concat([]string{"sysrq 9", "sysrq w", "sysrq m", "sysrq q"}, more, []string{"sysrq 5"}) {
+	for _, command := range []string{"sysrq 9", "sysrq w", "sysrq m", "sysrq q", last} {
 		answer, err := v.console(command)
 		whole += answer
 		if err != nil {
@@ -176,8 +199,8 @@ func processState(pid int) string {
 	return strings.Join(parts, ", ")
 }
 
-// consoleTimeout bounds one piece of an answer of a guest's kernel. All tasks are many pieces.
-const consoleTimeout = 5 * time.Second
+// consoleTimeout bounds one piece of an answer of a guest's kernel.
+const consoleTimeout = 2 * time.Second
 
 // console gives the guest's kernel a command of its management console, which works as
 // long as that kernel takes interrupts: arch/um/drivers/mconsole.h.
@@ -191,7 +214,7 @@ func (v *vm) console(command string) (answer string, err error) {
 	defer v.consoleMu.Unlock()
 	dir := filepath.Dir(v.consolePath)
 	own := filepath.Join(dir, "client")
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: own, Net: "unixgram"})
+	conn, err := v.consoleSocket(own)
 	if err != nil {
 		return "", fmt.Errorf("console: %w", err)
 	}
@@ -217,6 +240,10 @@ func (v *vm) console(command string) (answer string, err error) {
 		// An error number, whether more follows, a length, data.
 		reply := make([]byte, 12+maxData)
 		n, err := conn.Read(reply)
+		if errors.Is(err, os.ErrDeadlineExceeded) && all.Len() > 0 {
+			// The kernel does not wait for room in the queue, so of a very long answer the end may be lost.
+			return all.String() + "... (the rest is lost)\n", nil
+		}
 		if err != nil {
 			return all.String(), fmt.Errorf("console: %w", err)
 		}
@@ -231,4 +258,45 @@ func (v *vm) console(command string) (answer string, err error) {
 			return all.String(), nil
 		}
 	}
+}
+
+// consoleSocket makes a socket whose queue has room for the many lines of an answer: how much,
+// is a setting of its network namespace, and that of the lab is nobody else's.
+func (v *vm) consoleSocket(path string) (*net.UnixConn, error) {
+	type made struct {
+		fd  int
+		err error
+	}
+	result := make(chan made, 1)
+	OnThread(func() {
+		fd, err := func() (int, error) {
+			ns, err := os.Open(v.netns)
+			if err != nil {
+				return 0, err
+			}
+			defer ns.Close()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return 0, fmt.Errorf("enter the lab's network namespace: %w", err)
+			}
+			if err := os.WriteFile("/proc/sys/net/unix/max_dgram_qlen", []byte("10000"), 0); err != nil {
+				return 0, err
+			}
+			return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		}()
+		result <- made{fd, err}
+	})
+	m := <-result
+	if m.err != nil {
+		return nil, m.err
+	}
+	f := os.NewFile(uintptr(m.fd), path)
+	defer f.Close() // FileConn makes its own descriptor
+	if err := unix.Bind(m.fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return nil, fmt.Errorf("bind %s: %w", path, err)
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
 }
