@@ -242,31 +242,6 @@ func TestPurgeRate(t *testing.T) {
 	}
 }
 
-// What is deleted while a large tree is unlinked does not wait for the end of that.
-func TestPurgeTakesTurns(t *testing.T) {
-	dir := t.TempDir()
-	big := trashEntry(t, dir, "big")
-	const files = 1000
-	for n := range files {
-		mustWrite(t, fmt.Sprintf("%s/%d/%d", big, n%10, n), "")
-	}
-	s := openStore(t, dir, func(o *Options) { o.PurgeRate, o.purgeTurn = 200, 50*time.Millisecond })
-	waitFor(t, "the purge to begin", func() (bool, string) {
-		b := s.Backlog()
-		return b.RemovedFiles > 0, fmt.Sprintf("%+v", b)
-	})
-	create(t, s, volumeSpec("small", "small"))
-	mustWrite(t, dir+"/small/file", "x")
-	remove(t, s, "small")
-	waitFor(t, "the small volume to go", func() (bool, string) {
-		b := s.Backlog()
-		return b.Entries == 1, fmt.Sprintf("%+v", b)
-	})
-	if b := s.Backlog(); b.RemovedFiles > files/2 || b.Failing > 0 {
-		t.Errorf("backlog: %+v", b)
-	}
-}
-
 func TestPurgeIsBounded(t *testing.T) {
 	dir := t.TempDir()
 	p := trashEntry(t, dir, "v")

@@ -51,7 +51,6 @@ type Options struct {
 	hook       hook
 	lease      time.Duration // 0 means defaultLease
 	purgeGrace time.Duration // 0 means defaultGrace, less than 0 none
-	purgeTurn  time.Duration // 0 means defaultTurn
 	noYield    bool          // the purge gives way to nothing
 }
 
