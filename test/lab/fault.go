@@ -36,10 +36,9 @@ func (g *Guest) setFrozen(order string, frozen bool) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", order, err)
 	}
-	if frozen {
-		v.frozen.Store(true)
-	}
+	before := v.frozen.Swap(true) // until it is thawed, the watchdog lets it be
 	if err := v.order(order); err != nil {
+		v.frozen.Store(before)
 		return fmt.Errorf("guest %s: %w", g.name, err)
 	}
 	v.frozen.Store(frozen)

@@ -164,11 +164,6 @@ func (g *Guest) tryBoot(ctx context.Context) error {
 	if err := writeJSON(configPath, config); err != nil {
 		return err
 	}
-	// What the last run left there would look like a kernel that runs: each is process 1 of its own.
-	console := filepath.Join(g.lab.dir, g.name)
-	if err := os.RemoveAll(console); err != nil {
-		return fmt.Errorf("remove the last run's console: %w", err)
-	}
 	memory := spec.MemoryMB
 	if memory == 0 {
 		memory = 1024
@@ -191,6 +186,12 @@ func (g *Guest) tryBoot(ctx context.Context) error {
 	if g.vm.running() {
 		g.mu.Unlock()
 		return errAlreadyRuns
+	}
+	// What the last run left there would look like a kernel that runs: each is process 1 of its own.
+	console := filepath.Join(g.lab.dir, g.name)
+	if err := os.RemoveAll(console); err != nil {
+		g.mu.Unlock()
+		return fmt.Errorf("remove the last run's console: %w", err)
 	}
 	v, err := startVM(vmOptions{
 		name: g.name, agent: g.lab.agent, kernel: g.lab.kernel, netns: g.lab.net.path(), log: g.logPath(), args: args,

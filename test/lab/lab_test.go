@@ -424,7 +424,7 @@ func testShutdown(t *testing.T, x *trio) {
 
 // testWatchdog: a guest that stands still is ended, and what waits for it hears why.
 func testWatchdog(t *testing.T, l *Lab) {
-	l.watchdog = watchdog{interval: 100 * time.Millisecond, kick: 10, reset: 30, death: 300 * time.Millisecond}
+	l.watchdog = watchdog{interval: 300 * time.Millisecond, kick: 8, reset: 20, death: 300 * time.Millisecond, undead: 3}
 	hung := filepath.Join(t.TempDir(), "hung")
 	t.Setenv(hungVariable, hung)
 	mustHang := func(t *testing.T, g *Guest, err error, want string) {

@@ -51,12 +51,13 @@ func (e *ExitError) Error() string {
 
 // Process is a command that runs in a guest.
 type Process struct {
-	vm     *vm
-	id     uint32
-	args   []string
-	frames *wire.Queue[*wire.Frame]
-	done   chan struct{}
-	err    error // set before done is closed
+	vm      *vm
+	id      uint32
+	args    []string
+	builtin bool // a function of the agent's
+	frames  *wire.Queue[*wire.Frame]
+	done    chan struct{}
+	err     error // set before done is closed
 }
 
 // Run runs a command to its end. When ctx ends first, the command and its children are killed.
@@ -102,7 +103,7 @@ func (g *Guest) start(ctx context.Context, c Cmd, w *wire.Command) (*Process, er
 	if err != nil {
 		return nil, err
 	}
-	p := &Process{vm: v, args: c.Args, frames: wire.NewQueue[*wire.Frame](), done: make(chan struct{})}
+	p := &Process{vm: v, args: c.Args, builtin: w.Builtin != "", frames: wire.NewQueue[*wire.Frame](), done: make(chan struct{})}
 	if err := v.start(p, w); err != nil {
 		return nil, fmt.Errorf("guest %s: %s: %w", g.name, strings.Join(c.Args, " "), err)
 	}

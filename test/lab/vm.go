@@ -40,9 +40,12 @@ type vm struct {
 
 	printf   func(format string, args ...any)
 	watchdog watchdog
-	heard    atomic.Bool // a frame has come since the watchdog looked
-	frozen   atomic.Bool
 	alone    bool // nothing in it waits for another machine
+
+	heard     atomic.Bool  // a frame has come since the watchdog looked
+	pongs     atomic.Int64 // that have come
+	frozen    atomic.Bool
+	resetting atomic.Bool
 
 	consoleMu   sync.Mutex
 	consolePath string // of the kernel's management console
@@ -223,7 +226,7 @@ func (v *vm) read() {
 	for {
 		f, err := dec.Decode()
 		if err != nil {
-			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ECONNRESET) {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ECONNRESET) {
 				v.end(fmt.Errorf("%w: nothing that it says can be understood: %w", errGone, err))
 			}
 			return // the guest has ended or is about to
@@ -234,6 +237,7 @@ func (v *vm) read() {
 			close(v.hello)
 			continue
 		case wire.Pong:
+			v.pongs.Add(1)
 			continue
 		case wire.Ack:
 			v.window.Acknowledge(f.Num)

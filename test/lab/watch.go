@@ -24,14 +24,14 @@ var errHung = errors.New("the guest stood still and was ended")
 // would not do: the whole machine may have slept.
 type watchdog struct {
 	interval time.Duration
-	kick     int // looks without an answer until it gets a signal
-	reset    int // looks without an answer until it is ended
-	// death is how long a process may take to end that was killed.
-	death time.Duration
+	kick     int           // looks without an answer until it gets a signal
+	reset    int           // looks without an answer until it is ended
+	death    time.Duration // how long a process may take to end that was killed
+	undead   int           // looks, with an answer, until a server is ended in which one has not
 }
 
 // defaultWatchdog is patient with a guest that shares two processors with a cluster.
-var defaultWatchdog = watchdog{interval: 5 * time.Second, kick: 4, reset: 18, death: 5 * time.Second}
+var defaultWatchdog = watchdog{interval: 5 * time.Second, kick: 4, reset: 18, death: 5 * time.Second, undead: 7}
 
 // watch does what a machine's watchdog does. User Mode Linux has been seen to stand still for
 // good, on rare occasions, and without a watchdog all commands for that guest then take all the time that
@@ -49,7 +49,7 @@ func (v *vm) watch(ctx context.Context) {
 		if !v.ready() {
 			continue
 		}
-		if errors.Is(v.why(), errHung) { // it is being ended
+		if v.resetting.Load() {
 			return
 		}
 		if v.heard.Swap(false) || v.frozen.Load() {
@@ -77,16 +77,28 @@ func (v *vm) watch(ctx context.Context) {
 // hungVariable names the file in which whoever runs the tests finds that a guest was reset.
 const hungVariable = "LAB_HUNG"
 
-// reset ends a guest that stands still.
+// reset ends a guest that stands still, once.
 func (v *vm) reset(reason string) {
+	if !v.resetting.CompareAndSwap(false, true) {
+		return
+	}
 	report := reason + "\n" + v.diagnose("sysrq t")
 	v.printf("guest %s: %v: %s", v.name, errHung, report)
 	if path := os.Getenv(hungVariable); path != "" {
-		if err := os.WriteFile(path, fmt.Appendf(nil, "guest %s: %v: %s\n", v.name, errHung, report), 0o644); err != nil {
+		if err := appendTo(path, fmt.Sprintf("guest %s: %v: %s\n", v.name, errHung, report)); err != nil {
 			v.printf("guest %s: %v", v.name, err)
 		}
 	}
 	v.end(fmt.Errorf("%w: %s", errHung, report))
+}
+
+func appendTo(path, text string) error {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }
 
 // end kills the guest; its commands fail for that cause.
@@ -112,16 +124,32 @@ func (v *vm) why() error {
 // hangs handles a command that was killed and has not ended. In a guest that waits for no other
 // machine, that is its kernel's fault.
 func (v *vm) hangs(p *Process) error {
-	if !v.alone || v.frozen.Load() {
-		return fmt.Errorf("killed, but it has not ended: %s", v.blocked())
+	still := func() error { return fmt.Errorf("killed, but it has not ended: %s", v.blocked()) }
+	if !v.alone || p.builtin { // nothing kills a function of the agent's
+		return still()
 	}
+	tick := time.NewTicker(v.watchdog.interval)
+	defer tick.Stop()
+	// Answers, not time: as long as there are none, it is watch that decides.
+	for pongs, looks := v.pongs.Load(), 0; looks < v.watchdog.undead; {
+		select {
+		case <-p.done:
+			return errors.New("killed, and slow to end")
+		case <-tick.C:
+		}
+		if v.frozen.Load() {
+			return still()
+		}
+		if n := v.pongs.Load(); n > pongs {
+			pongs = n
+			looks++
+		}
+	}
+	v.reset(fmt.Sprintf("%q was killed and has not ended", p.args))
 	select {
-	case <-p.done:
-		return errors.New("killed, and slow to end")
-	case <-time.After(6 * v.watchdog.death):
+	case <-v.gone:
+	case <-time.After(30 * time.Second):
 	}
-	v.reset(fmt.Sprintf("%q was killed and has not ended after %v", p.args, 7*v.watchdog.death))
-	<-v.gone
 	return v.why()
 }
 
@@ -145,9 +173,8 @@ func (v *vm) diagnose(last string) string {
 			report += "its kernel answers; " + answer
 		}
 	}
-	if log, err := os.OpenFile(v.log, os.O_APPEND|os.O_WRONLY, 0); err == nil {
-		_, _ = log.WriteString(whole)
-		log.Close()
+	if err := appendTo(v.log, whole); err != nil {
+		report += err.Error() + "\n"
 	}
 	return report[:min(len(report), maxReport)]
 }

@@ -68,7 +68,7 @@ func (s *search) group(ctx context.Context, name string, refs references) error 
 	}
 	hash, _, _ := strings.Cut(name, ".")
 	text, err := s.l.dirs.readlink(ctx, hash)
-	if err != nil && !isAbsent(err) {
+	if err != nil && !isAbsent(err) && !errors.Is(err, unix.EINVAL) {
 		return err
 	}
 	if text != sharedClaim+name && len(refs.confirmed) == 0 {

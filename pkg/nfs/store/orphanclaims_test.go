@@ -64,6 +64,26 @@ func TestOrphanClaims(t *testing.T) {
 			},
 			want: []string{`record .nfs-csi/volumes/alone.json: the claim of the directory "alone" is no symbolic link: replace .nfs-csi/dirs/` + claimName("alone") + ` by one with the text "alone-`},
 		},
+		"a file instead of a shared claim": {
+			spoil: func(t *testing.T, e export) {
+				removeAll(t, filepath.Join(e.dir, claim))
+				mustWrite(t, filepath.Join(e.dir, claim), "")
+			},
+			want: []string{
+				`record .nfs-csi/volumes/one.json: the claim of the directory "team/data" is no symbolic link: replace ` + claim,
+				`record .nfs-csi/volumes/two.json: the claim of the directory "team/data" is no symbolic link`,
+			},
+		},
+		"a file instead of the claim of a directory without a record": {
+			spoil: func(t *testing.T, e export) {
+				mustMkdir(t, e.dir+"/lost")
+				mustWrite(t, filepath.Join(e.dir, ownDir, "dirs", claimName("lost")), "")
+			},
+			want: []string{
+				"claim .nfs-csi/dirs/" + claimName("lost") + ": it is no symbolic link",
+				"directory lost: no record tells of it",
+			},
+		},
 		"a file among the claims": {
 			spoil: func(t *testing.T, e export) { mustWrite(t, filepath.Join(e.dir, ownDir, "dirs/note"), "") },
 			want:  []string{"claim .nfs-csi/dirs/note: it is no symbolic link, so it was not put there by this driver: remove it"},

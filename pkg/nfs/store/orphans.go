@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nfs-csi/nfs-csi-driver/pkg/nfs"
 )
 
@@ -228,7 +230,7 @@ func (s *search) look(ctx context.Context, d *dir, name, p string) error {
 
 func (s *search) strangeDirectory(ctx context.Context, p string) error {
 	key, err := s.l.claimant(ctx, p)
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return err
 	}
 	if key == "" {

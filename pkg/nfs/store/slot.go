@@ -33,17 +33,23 @@ func (l *layout) slot(ctx context.Context) (*dir, error) {
 			return nil, err
 		}
 		own, err := l.trash.openDir(ctx, name)
-		if isAbsent(err) {
+		if isAbsent(err) || errors.Is(err, nfs.ErrStale) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
 		own.kept = true
-		if !l.own.CompareAndSwap(nil, own) { // another goroutine was faster
-			return l.own.Load(), errors.Join(l.trash.rmdir(ctx, name), own.f.Close())
+		if l.own.CompareAndSwap(nil, own) {
+			return own, nil
 		}
-		return own, nil
+		// Another goroutine was faster.
+		if err := errors.Join(ignoreAbsent(l.trash.rmdir(ctx, name)), own.f.Close()); err != nil {
+			return nil, err
+		}
+		if other := l.own.Load(); other != nil {
+			return other, nil
+		}
 	}
 	return nil, fmt.Errorf("%w: whatever is made in %q is removed at once", nfs.ErrBusy, l.trash.path)
 }
