@@ -351,5 +351,6 @@ func p50(samples []time.Duration) float64 {
 		return 0
 	}
 	sorted := slices.Sorted(slices.Values(samples))
-	return float64(sorted[len(sorted)/2]) / float64(time.Millisecond)
+	middle := sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]
+	return float64(middle) / 2 / float64(time.Millisecond)
 }

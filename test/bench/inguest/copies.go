@@ -104,10 +104,19 @@ func (b *bench) copyTree(ctx context.Context, controller *process, on string) er
 	if err != nil {
 		return err
 	}
-	clone, err := b.cold("clone", func() error { return controller.clone(ctx, "clone-"+source, fromVolume(controller.volumes[source])) })
-	if err != nil {
-		return err
+	// The one row with a bound: a disk of the host's that pauses must not decide it.
+	var clones []float64
+	for i := range 3 {
+		took, err := b.cold("clone", func() error {
+			return controller.clone(ctx, fmt.Sprintf("clone-%d-%s", i, source), fromVolume(controller.volumes[source]))
+		})
+		if err != nil {
+			return err
+		}
+		clones = append(clones, took)
 	}
+	slices.Sort(clones)
+	clone := clones[1]
 	pack, err := b.cold("tar -cf", func() error { return run(ctx, "tar", "-cf", archive, "-C", at, ".") })
 	if err != nil {
 		return err
@@ -132,7 +141,7 @@ func (b *bench) copyTree(ctx context.Context, controller *process, on string) er
 	if err != nil {
 		return err
 	}
-	b.row("clone of 10,000 files, "+on, "s", cp, clone, 0.6*cp, "<= 0.6x cp -a")
+	b.row("clone of 10,000 files, p50, "+on, "s", cp, clone, 0.6*cp, "<= 0.6x cp -a")
 	b.comparison("snapshot of 10,000 files, "+on, "s", cp, taken, "cp -a")
 	b.comparison("snapshot of 10,000 files, "+on, "s", pack, taken, "tar -cf")
 	b.comparison("restore of 10,000 files, "+on, "s", cp, restore, "cp -a")
